@@ -1,0 +1,3 @@
+//! Bytes, dtypes and shapes: strict parsing and printing.
+mod scalar;
+pub use scalar::ScalarType;
