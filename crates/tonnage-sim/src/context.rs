@@ -1,0 +1,249 @@
+//! Where a simulation happens: event list, owner, grad mode, autocast, workspaces, recomputation.
+
+use crate::autocast::Autocast;
+use crate::checkpoint::Hooks;
+use crate::ops::op::OpId;
+use crate::shape::Shape;
+use crate::tensor::{GHOST, Storage, Tensor};
+use crate::timeline::{Category, Event, Mark, Phase, Tag, Timeline};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use tonnage_units::ScalarType;
+
+/// How two gradients that meet are added (torch 2.11, torch/csrc/autograd/input_buffer.cpp).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accumulate {
+    /// In place where the buffer is the sole owner of a dense tensor: plain runs.
+    InPlaceIfSole,
+    /// Always into a new tensor: what runs traced through a dispatch mode show.
+    OutOfPlace,
+}
+
+/// The device facts that allocations inside operators depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceModel {
+    pub kernel: crate::kernels::KernelDevice,
+}
+
+impl DeviceModel {
+    /// Compute capability as major * 10 + minor.
+    pub fn sm(&self) -> u32 {
+        self.kernel.capability
+    }
+}
+
+pub struct CxInner {
+    events: RefCell<Vec<Event>>,
+    next_id: Cell<u32>,
+    pub(crate) next_seq: Cell<u64>,
+    owner: Cell<u32>,
+    pub(crate) marks: RefCell<Vec<Mark>>,
+    pub(crate) tags: RefCell<Vec<Tag>>,
+    /// Nonzero while a recomputation has all it needs and unwinds: no events, no nodes.
+    pub(crate) muted: Cell<bool>,
+    pub(crate) grad: Cell<bool>,
+    pub(crate) backward_thread: Cell<bool>,
+    workspaces: [RefCell<Option<Tensor>>; 2],
+    lt_workspaces: [RefCell<Option<Tensor>>; 2],
+    pub(crate) accumulate: Accumulate,
+    pub(crate) device: DeviceModel,
+    pub(crate) autocast: RefCell<Autocast>,
+    pub(crate) hooks: RefCell<Vec<Hooks>>,
+}
+
+impl CxInner {
+    #[inline]
+    pub(crate) fn push_free(&self, id: u32, bytes: u64) {
+        self.events.borrow_mut().push(Event::free(id, bytes));
+    }
+}
+
+/// A simulation in progress; cheap to clone, all clones are the same simulation.
+#[derive(Clone)]
+pub struct Cx(pub(crate) Rc<CxInner>);
+
+impl Cx {
+    pub fn new(device: DeviceModel, accumulate: Accumulate) -> Cx {
+        Cx(Rc::new(CxInner {
+            events: RefCell::new(Vec::with_capacity(8192)),
+            next_id: Cell::new(0),
+            next_seq: Cell::new(0),
+            owner: Cell::new(0),
+            marks: RefCell::default(),
+            tags: RefCell::default(),
+            muted: Cell::new(false),
+            grad: Cell::new(true),
+            backward_thread: Cell::new(false),
+            workspaces: Default::default(),
+            lt_workspaces: Default::default(),
+            accumulate,
+            device,
+            autocast: RefCell::default(),
+            hooks: RefCell::default(),
+        }))
+    }
+
+    /// The device facts.
+    #[inline]
+    pub fn device(&self) -> &DeviceModel {
+        &self.0.device
+    }
+
+    // ---- allocation -------------------------------------------------------------------------------------------------
+
+    /// A block of `bytes`; zero bytes allocate nothing, as in the framework.
+    #[inline]
+    pub fn storage(&self, op: OpId, bytes: u64) -> Rc<Storage> {
+        let id = if self.0.muted.get() || bytes == 0 {
+            GHOST
+        } else {
+            let id = self.0.next_id.get();
+            self.0.next_id.set(id + 1);
+            self.0.events.borrow_mut().push(Event::alloc(id, bytes, self.0.owner.get() | op.0 as u32));
+            id
+        };
+        Rc::new(Storage { id, bytes, cx: self.0.clone() })
+    }
+
+    /// `torch.empty(shape, dtype)`, contiguous, without history.
+    #[inline]
+    pub fn empty(&self, op: OpId, shape: Shape, dtype: ScalarType) -> Tensor {
+        Tensor {
+            storage: self.storage(op, shape.numel() * dtype.size()),
+            shape,
+            strides: shape.contiguous_strides(),
+            dtype,
+            view: false,
+            leaf: false,
+            edge: None,
+        }
+    }
+
+    /// A dense tensor with the given strides.
+    #[inline]
+    pub fn empty_strided(&self, op: OpId, shape: Shape, strides: crate::shape::Strides, dtype: ScalarType) -> Tensor {
+        Tensor { strides, ..self.empty(op, shape, dtype) }
+    }
+
+    /// `torch.empty_like(x)` with another dtype: keeps the strides of a dense tensor, else the closest dense order.
+    #[inline]
+    pub fn empty_like(&self, op: OpId, x: &Tensor, dtype: ScalarType) -> Tensor {
+        let st = crate::shape::elementwise_strides(&x.shape, &[(&x.shape, &x.strides)]);
+        self.empty_strided(op, x.shape, st, dtype)
+    }
+
+    /// An anonymous block (a kernel's temporary).
+    #[inline]
+    pub fn raw(&self, op: OpId, bytes: u64) -> Rc<Storage> {
+        self.storage(op, bytes)
+    }
+
+    /// `torch.cuda.empty_cache()`.
+    pub fn empty_cache(&self) {
+        if !self.0.muted.get() {
+            self.0.events.borrow_mut().push(Event::empty_cache());
+        }
+    }
+
+    // ---- workspaces -------------------------------------------------------------------------------------------------
+
+    /// A cuBLAS call: the (thread's handle, stream) workspace is made at its first use and stays
+    /// (torch 2.11, aten/src/ATen/cuda/CublasHandlePool.cpp).
+    #[inline]
+    pub fn gemm(&self) {
+        let i = self.0.backward_thread.get() as usize;
+        if self.0.workspaces[i].borrow().is_none() && !self.0.muted.get() {
+            let bytes = crate::kernels::blas::workspace_bytes(&self.0.device.kernel);
+            let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
+            self.tag(&t, Category::Workspace);
+            *self.0.workspaces[i].borrow_mut() = Some(t);
+        }
+    }
+
+    /// A cuBLASLt call (addmm with a bias epilogue).
+    #[inline]
+    pub fn gemm_lt(&self) {
+        let i = self.0.backward_thread.get() as usize;
+        if self.0.lt_workspaces[i].borrow().is_none() && !self.0.muted.get() {
+            let bytes = crate::kernels::blas::lt_workspace_bytes(&self.0.device.kernel);
+            let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
+            self.tag(&t, Category::Workspace);
+            *self.0.lt_workspaces[i].borrow_mut() = Some(t);
+        }
+    }
+
+    // ---- modes ------------------------------------------------------------------------------------------------------
+
+    /// Is a graph being recorded?
+    #[inline]
+    pub fn grad_enabled(&self) -> bool {
+        self.0.grad.get()
+    }
+
+    /// Runs `f` with gradient recording on or off, and restores the mode.
+    pub fn with_grad<R>(&self, on: bool, f: impl FnOnce() -> R) -> R {
+        let old = self.0.grad.replace(on);
+        let r = f();
+        self.0.grad.set(old);
+        r
+    }
+
+    /// True after a recomputation got its last tensor, while the code around it unwinds.
+    pub fn muted(&self) -> bool {
+        self.0.muted.get()
+    }
+
+    // ---- attribution ------------------------------------------------------------------------------------------------
+
+    /// The module that the following allocations belong to; returns the one before.
+    #[inline]
+    pub fn set_module(&self, module: u32) -> u32 {
+        self.0.owner.replace(module << 12) >> 12
+    }
+
+    /// The module that allocations belong to now.
+    #[inline]
+    pub fn module(&self) -> u32 {
+        self.0.owner.get() >> 12
+    }
+
+    /// From here on events belong to `phase` of `step`.
+    pub fn mark(&self, step: i32, micro_batch: u32, phase: Phase) {
+        let at = self.0.events.borrow().len();
+        self.0.marks.borrow_mut().push(Mark { at, step, micro_batch, phase });
+    }
+
+    /// The block that holds `t` is of `category`.
+    pub fn tag(&self, t: &Tensor, category: Category) {
+        if t.storage.id != GHOST {
+            self.0.tags.borrow_mut().push(Tag { id: t.storage.id, category });
+        }
+    }
+
+    /// Events so far.
+    pub fn event_count(&self) -> usize {
+        self.0.events.borrow().len()
+    }
+
+    /// Reads the events from number `from` on.
+    pub fn with_events<R>(&self, from: usize, f: impl FnOnce(&[Event]) -> R) -> R {
+        f(&self.0.events.borrow()[from..])
+    }
+
+    /// Ends the simulation: what happened so far. Later frees (of tensors still held by the caller) are not part of it.
+    pub fn take_timeline(&self) -> Timeline {
+        Timeline {
+            events: self.0.events.take(),
+            marks: self.0.marks.take(),
+            tags: self.0.tags.take(),
+        }
+    }
+
+    /// Lets go of the workspaces, which otherwise keep the context alive.
+    pub fn close(&self) {
+        for w in self.0.workspaces.iter().chain(&self.0.lt_workspaces) {
+            w.take();
+        }
+        self.0.autocast.take();
+    }
+}
