@@ -1,1 +1,18 @@
-//! See the crate's description.
+//! Models: readers of configurations, the module tree with its tensors, and the forward pass of each architecture.
+//!
+//! The way of the data: `config.json -> arch::build -> Built { net, arch }`; [`Run::load`] puts the tree's tensors on a simulated
+//! device, and [`Arch::forward`] executes one call of the model there.
+
+pub mod arch;
+pub mod common;
+pub mod error;
+pub mod layers;
+pub mod net;
+pub mod run;
+pub mod stack;
+
+pub use arch::{Arch, Batch, Built, Output};
+pub use error::ModelError;
+pub use net::{Kind, ModuleId, Net, NetBuilder, ParamId};
+pub use run::{Attention, Run, RunOptions};
+pub use stack::Stack;

@@ -1,0 +1,138 @@
+//! What is to be simulated: one job on one device, every choice explicit.
+
+use tonnage_model::arch::Head;
+use tonnage_model::{Attention, Stack};
+use tonnage_sim::context::Accumulate;
+use tonnage_sim::kernels::KernelDevice;
+use tonnage_units::ScalarType;
+
+/// What is really in memory (DESIGN section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// fp32 everywhere.
+    Fp32,
+    /// Weights, gradients and optimizer states in this 16-bit type.
+    Pure(ScalarType),
+    /// fp32 weights under autocast to this type; fp16 brings a GradScaler.
+    Mixed(ScalarType),
+}
+
+impl Precision {
+    /// The dtype of the stored weights.
+    pub fn weights(self) -> ScalarType {
+        match self {
+            Precision::Pure(d) => d,
+            _ => ScalarType::F32,
+        }
+    }
+    /// The autocast dtype, if any.
+    pub fn autocast(self) -> Option<ScalarType> {
+        match self {
+            Precision::Mixed(d) => Some(d),
+            _ => None,
+        }
+    }
+}
+
+/// What the training script keeps in variables after the forward call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    Loss,
+    /// The model's output object, so its logits too.
+    Outputs,
+}
+
+/// Who drives the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loop {
+    Plain,
+    /// transformers' `Trainer`.
+    Trainer,
+}
+
+/// The attention mask of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// Not passed.
+    Absent,
+    /// All ones.
+    Ones,
+    /// Some positions are padding.
+    Padding,
+}
+
+/// How weights come onto the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loading {
+    /// `model.to("cuda")`, a tensor at a time.
+    To,
+    /// `from_pretrained(device_map=...)`: one block of the model's size is reserved and given back first.
+    Warmup,
+}
+
+/// LoRA (peft).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lora {
+    pub r: u64,
+    /// Module names as peft takes them: suffixes, one regular expression, or `all-linear`.
+    pub targets: Vec<String>,
+    pub dropout: f64,
+    /// peft's `autocast_adapter_dtype`: adapters of a 16-bit base in fp32.
+    pub fp32_adapters: bool,
+    pub dora: bool,
+}
+
+/// Weight quantisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// bitsandbytes 4-bit; `double`: nested statistics.
+    Nf4 { double: bool },
+    /// bitsandbytes LLM.int8.
+    Int8,
+}
+
+/// What is done with the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Train,
+    /// One call, all logits.
+    Forward,
+    /// A prompt of `seq` tokens, then `new` tokens.
+    Generate { new: u64 },
+}
+
+/// A job, complete.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub work: Work,
+    /// `llama`, `gpt2`, ...: a file of `tonnage_model::arch`.
+    pub model_type: String,
+    /// The architecture's configuration fields.
+    pub config: serde_json::Value,
+    pub head: Head,
+    pub precision: Precision,
+    pub attention: Attention,
+    pub batch: u64,
+    /// Tokens, frames or positions a sample; 0 where the model has none (images).
+    pub seq: u64,
+    /// Decoder length of encoder-decoder models.
+    pub target_len: Option<u64>,
+    /// Image side in pixels.
+    pub image: u64,
+    pub steps: u32,
+    pub accumulation: u32,
+    pub clip: Option<f64>,
+    pub set_to_none: bool,
+    pub hold: Hold,
+    pub checkpoint: bool,
+    pub driver: Loop,
+    pub optimizer: String,
+    pub lora: Option<Lora>,
+    pub quant: Option<Quant>,
+    pub mask: Mask,
+    pub use_cache: bool,
+    pub loading: Loading,
+    pub device: KernelDevice,
+    pub stack: Stack,
+    pub accumulate: Accumulate,
+}

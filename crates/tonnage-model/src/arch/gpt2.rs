@@ -1,0 +1,225 @@
+//! GPT-2 (transformers 5.17, src/transformers/models/gpt2/modeling_gpt2.py).
+
+use super::{Arch, Batch, Built, Head, Output, fields};
+use crate::common;
+use crate::error::ModelError;
+use crate::layers::{Conv1d, Dropout, Embedding, LayerNorm, Linear};
+use crate::net::{ModuleId, NetBuilder};
+use crate::run::Run;
+use serde::Deserialize;
+use std::rc::Rc;
+use tonnage_sim::ops::{self, SdpaArgs};
+use tonnage_sim::{Shape, Tensor};
+
+/// The fields that matter to memory, with transformers' defaults.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(default)]
+pub struct Config {
+    pub vocab_size: u64,
+    pub n_positions: u64,
+    pub n_embd: u64,
+    pub n_layer: u64,
+    pub n_head: u64,
+    pub n_inner: Option<u64>,
+    pub activation_function: String,
+    pub resid_pdrop: f64,
+    pub embd_pdrop: f64,
+    pub attn_pdrop: f64,
+    pub tie_word_embeddings: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            vocab_size: 50257,
+            n_positions: 1024,
+            n_embd: 768,
+            n_layer: 12,
+            n_head: 12,
+            n_inner: None,
+            activation_function: "gelu_new".into(),
+            resid_pdrop: 0.1,
+            embd_pdrop: 0.1,
+            attn_pdrop: 0.1,
+            tie_word_embeddings: true,
+        }
+    }
+}
+
+struct Block {
+    id: ModuleId,
+    attn_id: ModuleId,
+    mlp_id: ModuleId,
+    act_id: ModuleId,
+    ln_1: LayerNorm,
+    c_attn: Conv1d,
+    c_proj: Conv1d,
+    resid: Dropout,
+    ln_2: LayerNorm,
+    c_fc: Conv1d,
+    mlp_proj: Conv1d,
+    mlp_drop: Dropout,
+    heads: u64,
+    attn_pdrop: f64,
+}
+
+struct Gpt2 {
+    transformer: ModuleId,
+    wte: Embedding,
+    wpe: Embedding,
+    drop: Dropout,
+    blocks: Vec<Rc<Block>>,
+    ln_f: LayerNorm,
+    head: Linear,
+}
+
+/// From configuration fields.
+pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
+    let c: Config = fields(config)?;
+    if c.n_head == 0 || c.n_embd % c.n_head != 0 {
+        return Err(ModelError::field("n_head", format!("{} does not divide n_embd {}", c.n_head, c.n_embd)));
+    }
+    let d = c.n_embd;
+    let mut b = NetBuilder::new();
+    let (transformer, wte, wpe, drop, blocks, ln_f) = b.scope("transformer", |b| {
+        let wte = Embedding::new(b, "wte", c.vocab_size, d);
+        let wpe = Embedding::new(b, "wpe", c.n_positions, d);
+        let drop = Dropout::new(b, "drop", c.embd_pdrop);
+        let blocks = b.scope("h", |b| (0..c.n_layer).map(|i| Rc::new(block(b, &i.to_string(), &c))).collect());
+        let ln_f = LayerNorm::new(b, "ln_f", d, true, true);
+        (b.id(), wte, wpe, drop, blocks, ln_f)
+    });
+    let head = if c.tie_word_embeddings {
+        Linear::tied(&mut b, "lm_head", d, c.vocab_size, wte.1, false)
+    } else {
+        Linear::new(&mut b, "lm_head", d, c.vocab_size, false)
+    };
+    Ok(Built { net: b.finish(), arch: Rc::new(Gpt2 { transformer, wte, wpe, drop, blocks, ln_f, head }) })
+}
+
+fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
+    let d = c.n_embd;
+    let f = c.n_inner.unwrap_or(4 * d);
+    b.scope(name, |b| {
+        let id = b.id();
+        let ln_1 = LayerNorm::new(b, "ln_1", d, true, true);
+        let (attn_id, c_attn, c_proj, resid) = b.scope("attn", |b| {
+            let a = Conv1d::new(b, "c_attn", d, 3 * d);
+            let p = Conv1d::new(b, "c_proj", d, d);
+            Dropout::new(b, "attn_dropout", c.attn_pdrop);
+            (b.id(), a, p, Dropout::new(b, "resid_dropout", c.resid_pdrop))
+        });
+        let ln_2 = LayerNorm::new(b, "ln_2", d, true, true);
+        let (mlp_id, c_fc, mlp_proj, act_id, mlp_drop) = b.scope("mlp", |b| {
+            let fc = Conv1d::new(b, "c_fc", d, f);
+            let p = Conv1d::new(b, "c_proj", f, d);
+            let act = b.scope("act", |b| b.id());
+            (b.id(), fc, p, act, Dropout::new(b, "dropout", c.resid_pdrop))
+        });
+        Block { id, attn_id, mlp_id, act_id, ln_1, c_attn, c_proj, resid, ln_2, c_fc, mlp_proj, mlp_drop, heads: c.n_head, attn_pdrop: c.attn_pdrop }
+    })
+}
+
+/// `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))).
+fn gelu_new(m: &Run, x: &Tensor) -> Tensor {
+    let cx = &m.cx;
+    let half = ops::mul_scalar(cx, x);
+    let cube = ops::pow_scalar(cx, x);
+    let scaled = ops::mul_scalar(cx, &cube);
+    drop(cube);
+    let sum = ops::add(cx, x, &scaled);
+    drop(scaled);
+    let arg = ops::mul_scalar(cx, &sum);
+    drop(sum);
+    let t = ops::tanh(cx, &arg);
+    drop(arg);
+    let one = ops::add_scalar(cx, &t);
+    drop(t);
+    ops::mul(cx, &half, &one)
+}
+
+impl Block {
+    fn attention(&self, m: &Run, x: Tensor, mask: Option<&Tensor>) -> Tensor {
+        let cx = &m.cx;
+        let (b, s, d) = (x.size(0), x.size(1), x.size(2));
+        let shape = Shape::new(&[b, s, self.heads, d / self.heads]);
+        let qkv = self.c_attn.forward(m, &x);
+        drop(x);
+        let parts = ops::split(cx, &qkv, &[d, d, d], 2);
+        drop(qkv);
+        let head = |t: &Tensor| ops::transpose(cx, &ops::view(cx, t, shape), 1, 2);
+        let (q, k, v) = (head(&parts[0]), head(&parts[1]), head(&parts[2]));
+        drop(parts);
+        let dropout = if m.training { self.attn_pdrop } else { 0.0 };
+        let args = SdpaArgs { mask: mask.cloned(), dropout, is_causal: mask.is_none(), enable_gqa: false, scale_given: true };
+        let o = ops::sdpa(cx, &q, &k, &v, &args);
+        let o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+        drop(q);
+        drop(k);
+        drop(v);
+        let o = ops::reshape(cx, &o, Shape::new(&[b, s, d]));
+        let y = self.c_proj.forward(m, &o);
+        drop(o);
+        self.resid.forward(m, &y)
+    }
+
+    fn mlp(&self, m: &Run, x: Tensor) -> Tensor {
+        let h = self.c_fc.forward(m, &x);
+        drop(x);
+        let a = m.within(self.act_id, || gelu_new(m, &h));
+        drop(h);
+        let y = self.mlp_proj.forward(m, &a);
+        drop(a);
+        self.mlp_drop.forward(m, &y)
+    }
+
+    fn forward(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        m.within(self.id, || {
+            let h = self.ln_1.forward(m, x);
+            let a = m.within(self.attn_id, || self.attention(m, h, mask));
+            let x2 = ops::add(&m.cx, &a, x);
+            let h = self.ln_2.forward(m, &x2);
+            let f = m.within(self.mlp_id, || self.mlp(m, h));
+            let y = ops::add(&m.cx, &x2, &f);
+            drop(x2);
+            drop(a);
+            drop(f);
+            y
+        })
+    }
+}
+
+impl Arch for Gpt2 {
+    fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
+        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let (b, s) = (ids.size(0), ids.size(1));
+        let cx = &m.cx;
+        let h = m.within(self.transformer, || {
+            let emb = self.wte.forward(m, ids);
+            let pos = common::mask::position_ids(m, s);
+            let pe = self.wpe.forward(m, &pos);
+            let mut x = ops::add(cx, &emb, &pe);
+            let mask = common::mask::causal(m, batch, b, s);
+            x = self.drop.forward(m, &x);
+            for blk in &self.blocks {
+                x = if m.options.checkpoint && m.training {
+                    let (blk, m2, mask) = (blk.clone(), m.clone(), mask.clone());
+                    cx.checkpoint(vec![x], move |_, t| blk.forward(&m2, &t[0], mask.as_ref()))
+                } else {
+                    blk.forward(m, &x, mask.as_ref())
+                };
+            }
+            x = self.ln_f.forward(m, &x);
+            // locals of GPT2Model.forward: inputs_embeds, position_ids, position_embeds, causal_mask
+            drop(emb);
+            drop(pos);
+            drop(pe);
+            drop(mask);
+            x
+        });
+        let logits = self.head.forward(m, &h);
+        drop(h);
+        let loss = batch.labels.as_ref().map(|l| common::loss::causal_lm(m, &logits, l));
+        Output { loss, logits: Some(logits), rest: vec![] }
+    }
+}

@@ -1,0 +1,67 @@
+//! Architectures: a file each, from configuration fields to modules and a forward pass.
+
+pub mod gpt2;
+
+use crate::error::ModelError;
+use crate::net::Net;
+use crate::run::Run;
+use std::rc::Rc;
+use tonnage_sim::Tensor;
+
+/// The tensors of one call, on the device.
+#[derive(Clone, Default)]
+pub struct Batch {
+    /// [B, S] int64
+    pub input_ids: Option<Tensor>,
+    /// [B, S] or [B] int64
+    pub labels: Option<Tensor>,
+    /// [B, S] int64
+    pub attention_mask: Option<Tensor>,
+    /// What the mask says: some positions are padding, so a mask tensor is built from it.
+    pub padded: bool,
+    /// [B, C, H, W] images, [B, mel, T] audio features or [S, B, F] poses, fp32
+    pub features: Option<Tensor>,
+}
+
+/// What a call returns; the caller decides how long it lives.
+#[derive(Default)]
+pub struct Output {
+    pub loss: Option<Tensor>,
+    pub logits: Option<Tensor>,
+    /// Other tensors of the returned object (caches, hidden states), in its order.
+    pub rest: Vec<Tensor>,
+}
+
+/// A forward pass.
+pub trait Arch {
+    fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output;
+}
+
+/// A model ready to load.
+pub struct Built {
+    pub net: Net,
+    pub arch: Rc<dyn Arch>,
+}
+
+/// The task head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// The class the family trains by default.
+    Default,
+    CausalLm,
+    MaskedLm,
+    SequenceClassification,
+}
+
+/// Builds `model_type` from its configuration fields (absent ones take the library's defaults).
+pub fn build(model_type: &str, config: &serde_json::Value, head: Head) -> Result<Built, ModelError> {
+    match model_type {
+        "gpt2" => gpt2::build(config, head),
+        _ => Err(ModelError::NoForward(model_type.to_string())),
+    }
+}
+
+/// Reads an architecture's typed fields, naming the field that does not fit.
+pub fn fields<T: serde::de::DeserializeOwned>(config: &serde_json::Value) -> Result<T, ModelError> {
+    serde_json::from_value(config.clone()).map_err(|e| ModelError::Json(e.to_string()))
+}

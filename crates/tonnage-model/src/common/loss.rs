@@ -1,0 +1,25 @@
+//! The loss of causal language models (transformers 5.17, src/transformers/loss/loss_utils.py, ForCausalLMLoss).
+
+use crate::run::Run;
+use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::{ScalarType, Shape, Tensor};
+
+/// fp32 logits, labels padded by one and shifted, mean cross entropy.
+pub fn causal_lm(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
+    let cx = &m.cx;
+    let (b, s, v) = (logits.size(0), logits.size(1), logits.size(2));
+    let l32 = ops::to_dtype(cx, logits, ScalarType::F32);
+    let padded = cx.empty(OpId::PAD, Shape::new(&[b, s + 1]), ScalarType::I64);
+    debug_assert_eq!(labels.numel(), b * s);
+    let shifted = ops::contiguous(cx, &ops::slice(cx, &padded, 1, s));
+    let flat = ops::view(cx, &l32, Shape::new(&[b * s, v]));
+    let target = ops::view(cx, &shifted, Shape::new(&[b * s]));
+    drop(shifted);
+    let loss = ops::cross_entropy(cx, &flat, &target);
+    // frame locals in first-assignment order: logits, labels, shift_labels
+    drop(flat);
+    drop(l32);
+    drop(padded);
+    drop(target);
+    loss
+}

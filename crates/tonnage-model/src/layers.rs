@@ -1,0 +1,108 @@
+//! Leaf modules: how they register and what they compute.
+
+use crate::net::{Kind, ModuleId, NetBuilder, ParamId};
+use crate::run::Run;
+use tonnage_sim::{Tensor, ops};
+
+/// `nn.Linear`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear(pub ModuleId);
+
+impl Linear {
+    pub fn new(b: &mut NetBuilder, name: &str, input: u64, output: u64, bias: bool) -> Linear {
+        b.scope_kind(name, Kind::Linear { input, output }, |b| {
+            b.param("weight", &[output, input]);
+            if bias {
+                b.param("bias", &[output]);
+            }
+            Linear(b.id())
+        })
+    }
+    /// A head whose weight is another module's parameter.
+    pub fn tied(b: &mut NetBuilder, name: &str, input: u64, output: u64, weight: ParamId, bias: bool) -> Linear {
+        b.scope_kind(name, Kind::Linear { input, output }, |b| {
+            b.tie("weight", weight);
+            if bias {
+                b.param("bias", &[output]);
+            }
+            Linear(b.id())
+        })
+    }
+    /// `[..., input] -> [..., output]`, through whatever adapter or quantised weight sits here.
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        m.within(self.0, || m.linear(self.0, x))
+    }
+}
+
+/// transformers' `Conv1D`.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv1d(pub ModuleId);
+
+impl Conv1d {
+    pub fn new(b: &mut NetBuilder, name: &str, input: u64, output: u64) -> Conv1d {
+        b.scope_kind(name, Kind::Conv1d { input, output }, |b| {
+            b.param("weight", &[input, output]);
+            b.param("bias", &[output]);
+            Conv1d(b.id())
+        })
+    }
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        m.within(self.0, || m.linear(self.0, x))
+    }
+}
+
+/// `nn.Embedding`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding(pub ModuleId, pub ParamId);
+
+impl Embedding {
+    pub fn new(b: &mut NetBuilder, name: &str, rows: u64, width: u64) -> Embedding {
+        b.scope_kind(name, Kind::Embedding { rows, width }, |b| {
+            let p = b.param("weight", &[rows, width]);
+            Embedding(b.id(), p)
+        })
+    }
+    pub fn forward(&self, m: &Run, ids: &Tensor) -> Tensor {
+        m.within(self.0, || ops::embedding(&m.cx, ids, m.weight(self.1)))
+    }
+}
+
+/// `nn.LayerNorm` over the last dimension.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    pub id: ModuleId,
+    weight: Option<ParamId>,
+    bias: Option<ParamId>,
+}
+
+impl LayerNorm {
+    pub fn new(b: &mut NetBuilder, name: &str, width: u64, weight: bool, bias: bool) -> LayerNorm {
+        b.scope_kind(name, Kind::Norm, |b| LayerNorm {
+            weight: weight.then(|| b.param("weight", &[width])),
+            bias: bias.then(|| b.param("bias", &[width])),
+            id: b.id(),
+        })
+    }
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        m.within(self.id, || ops::layer_norm(&m.cx, x, self.weight.map(|p| m.weight(p)), self.bias.map(|p| m.weight(p))))
+    }
+}
+
+/// `nn.Dropout`: nothing in eval mode or at p = 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub id: ModuleId,
+    pub p: f64,
+}
+
+impl Dropout {
+    pub fn new(b: &mut NetBuilder, name: &str, p: f64) -> Dropout {
+        b.scope_kind(name, Kind::Dropout, |b| Dropout { id: b.id(), p })
+    }
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        if !m.training {
+            return x.clone();
+        }
+        m.within(self.id, || ops::dropout(&m.cx, x, self.p))
+    }
+}

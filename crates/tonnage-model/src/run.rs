@@ -1,0 +1,175 @@
+//! A model on a simulated device: its tensors, its mode, and the leaf computations that adapters and quantisers change.
+
+use crate::net::{Kind, ModuleId, Net, ParamId};
+use crate::stack::Stack;
+use std::cell::RefCell;
+use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::timeline::Category;
+use tonnage_sim::{Cx, ScalarType, Tensor};
+
+/// How a model computes attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    Sdpa,
+    Eager,
+    FlashAttention2,
+}
+
+/// The choices that a forward pass depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    pub dtype: ScalarType,
+    pub attention: Attention,
+    pub training: bool,
+    pub use_cache: bool,
+    /// Layer-wise non-reentrant checkpointing.
+    pub checkpoint: bool,
+    pub stack: Stack,
+}
+
+/// What replaces a leaf's plain computation (adapters, quantised weights). Implementations live beside the method they model.
+pub trait Leaf {
+    /// `[..., in] -> [..., out]`
+    fn forward(&self, m: &Run, id: ModuleId, x: &Tensor) -> Tensor;
+    /// Parameters that the optimizer sees, in registration order, with local names.
+    fn trainable(&self) -> Vec<(String, Tensor)>;
+}
+
+/// A loaded model.
+pub struct Run {
+    pub cx: Cx,
+    pub net: Net,
+    pub training: bool,
+    pub options: RunOptions,
+    weights: Vec<Option<Tensor>>,
+    /// Buffers by module, in order.
+    pub buffers: Vec<Vec<Tensor>>,
+    replaced: Vec<Option<Box<dyn Leaf>>>,
+    /// Things a model keeps between calls by itself (caches).
+    pub kept: RefCell<Vec<Tensor>>,
+}
+
+impl Run {
+    /// An empty device holding nothing of `net` yet.
+    pub fn new(cx: &Cx, net: Net, options: RunOptions) -> Run {
+        let (np, nm) = (net.params.len(), net.modules.len());
+        Run {
+            cx: cx.clone(),
+            net,
+            training: options.training,
+            options,
+            weights: vec![None; np],
+            buffers: (0..nm).map(|_| vec![]).collect(),
+            replaced: (0..nm).map(|_| None).collect(),
+            kept: RefCell::default(),
+        }
+    }
+
+    /// `model.to("cuda")`: children first, then own parameters, then buffers; parameters want gradients.
+    pub fn load(cx: &Cx, net: Net, options: RunOptions) -> Run {
+        let mut m = Run::new(cx, net, options);
+        for id in m.net.postorder() {
+            m.load_module(id);
+        }
+        m
+    }
+
+    /// Puts one module's own tensors on the device.
+    pub fn load_module(&mut self, id: ModuleId) {
+        let old = self.cx.set_module(id.0);
+        for (_, p) in self.net.module(id).params.clone() {
+            if self.weights[p.0 as usize].is_none() {
+                let spec = self.net.param(p);
+                let t = self.cx.empty(OpId::LOAD, spec.shape, spec.dtype.unwrap_or(self.options.dtype));
+                self.cx.tag(&t, Category::Parameters);
+                self.weights[p.0 as usize] = Some(self.cx.require_grad(t));
+            }
+        }
+        for b in self.net.module(id).buffers.clone() {
+            let t = self.cx.empty(OpId::LOAD, b.shape, b.dtype.unwrap_or(self.options.dtype));
+            self.cx.tag(&t, Category::Buffers);
+            self.buffers[id.0 as usize].push(t);
+        }
+        self.cx.set_module(old);
+    }
+
+    /// A loaded parameter.
+    #[inline]
+    pub fn weight(&self, p: ParamId) -> &Tensor {
+        self.weights[p.0 as usize].as_ref().expect("parameter is loaded")
+    }
+
+    /// Replaces a parameter's tensor (None: it lives elsewhere, e.g. packed in a quantised leaf).
+    pub fn set_weight(&mut self, p: ParamId, t: Option<Tensor>) {
+        self.weights[p.0 as usize] = t;
+    }
+
+    /// Is there a tensor for this parameter?
+    pub fn has_weight(&self, p: ParamId) -> bool {
+        self.weights[p.0 as usize].is_some()
+    }
+
+    /// `p.requires_grad_(False)` for every parameter that is loaded now.
+    pub fn freeze_all(&mut self) {
+        for t in self.weights.iter_mut().flatten() {
+            *t = t.detach();
+        }
+    }
+
+    /// Puts `leaf` in the place of module `id`'s computation.
+    pub fn replace(&mut self, id: ModuleId, leaf: Box<dyn Leaf>) -> Option<Box<dyn Leaf>> {
+        self.replaced[id.0 as usize].replace(leaf)
+    }
+
+    /// Takes the replacement of a module away (to wrap it).
+    pub fn take_replaced(&mut self, id: ModuleId) -> Option<Box<dyn Leaf>> {
+        self.replaced[id.0 as usize].take()
+    }
+
+    /// Parameters that want gradients, in `parameters()` order.
+    pub fn trainable(&self) -> Vec<Tensor> {
+        let mut seen = std::collections::HashSet::new();
+        let mut out = vec![];
+        for id in self.net.preorder() {
+            for (_, p) in &self.net.module(id).params {
+                if let Some(t) = &self.weights[p.0 as usize] {
+                    if t.requires_grad() && seen.insert(t.storage.id()) {
+                        out.push(t.clone());
+                    }
+                }
+            }
+            if let Some(l) = &self.replaced[id.0 as usize] {
+                out.extend(l.trainable().into_iter().map(|(_, t)| t));
+            }
+        }
+        out
+    }
+
+    /// Runs `f` with allocations attributed to module `id`.
+    #[inline]
+    pub fn within<R>(&self, id: ModuleId, f: impl FnOnce() -> R) -> R {
+        let old = self.cx.set_module(id.0);
+        let r = f();
+        self.cx.set_module(old);
+        r
+    }
+
+    /// The computation of a Linear or Conv1D module.
+    pub fn linear(&self, id: ModuleId, x: &Tensor) -> Tensor {
+        match &self.replaced[id.0 as usize] {
+            Some(l) => l.forward(self, id, x),
+            None => self.plain_linear(id, x),
+        }
+    }
+
+    /// The module's own weight and bias, without replacements.
+    pub fn plain_linear(&self, id: ModuleId, x: &Tensor) -> Tensor {
+        let md = self.net.module(id);
+        let w = self.weight(md.params[0].1);
+        let b = md.params.get(1).map(|(_, p)| self.weight(*p));
+        match (md.kind, b) {
+            (Kind::Conv1d { .. }, Some(b)) => ops::addmm(&self.cx, b, x, w),
+            _ => ops::linear(&self.cx, x, w, b),
+        }
+    }
+}
