@@ -6,10 +6,12 @@
 //! Layers inside: [`shape`] and [`tensor`] (what a tensor is), [`context`] (where events go: grad mode, autocast, workspaces, owner),
 //! [`autograd`] (nodes, saved tensors, the engine's order), [`checkpoint`] (recomputation), [`ops`] (operators), [`timeline`] (the result).
 
+pub mod alloc;
 pub mod autocast;
 pub mod autograd;
 pub mod checkpoint;
 pub mod context;
+pub mod kernels;
 pub mod ops;
 pub mod shape;
 pub mod tensor;

@@ -1,0 +1,22 @@
+//! What single CUDA operators of PyTorch 2.11 allocate besides their results, as pure functions.
+//!
+//! Every function here answers one question: *in which order does this operator ask the caching
+//! allocator for which bytes, and when does it give them back?* The answer is a [`Steps`] list, which
+//! the simulator plays. Rules are read from the launchers in `aten/src/ATen/native/cuda` (named at each
+//! function) and compared with recorded traces of the real launchers in `tests/kernels.rs`, whose data
+//! `tools/record_kernels.py` makes.
+mod cub;
+mod device;
+mod embedding;
+mod iter;
+mod reduce;
+mod steps;
+
+pub use cub::{
+    exclusive_scan_temp, radix_sort_pairs_temp, radix_sort_tile, scan_temp, unique_by_key_temp,
+};
+pub use device::KernelDevice;
+pub use embedding::embedding_dense_backward;
+pub use iter::Strided;
+pub use reduce::{ReduceKernel, ReduceOp, reduce, reduce_scratch};
+pub use steps::{Slot, Step, Steps};

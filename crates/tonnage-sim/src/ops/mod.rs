@@ -1,0 +1,25 @@
+//! Operators: what each allocates forward and backward, in the framework's order (PyTorch 2.11).
+//!
+//! An operator starts its node, saves what the framework saves (in the order in which it is released), allocates its results and
+//! temporaries in kernel order and closes the node with a non-capturing backward function. Reducing a broadcast gradient and casting
+//! it to its input's dtype is the engine's work, not the operator's.
+
+pub mod attention;
+pub mod embedding;
+pub mod loss;
+pub mod matmul;
+pub mod norm;
+pub mod op;
+pub mod play;
+pub mod pointwise;
+pub mod reduce;
+pub mod view;
+
+pub use attention::*;
+pub use embedding::*;
+pub use loss::*;
+pub use matmul::*;
+pub use norm::*;
+pub use pointwise::*;
+pub use reduce::*;
+pub use view::*;

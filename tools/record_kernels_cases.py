@@ -1,0 +1,137 @@
+"""The cases of record_kernels.py, one function a group."""
+import torch
+
+A = torch.ops.aten
+DT = dict(f64=torch.float64, f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16, i64=torch.int64, i32=torch.int32, u8=torch.uint8, bool=torch.bool)
+
+
+def E(shape, dtype="f32"):
+    return torch.empty(shape, dtype=DT[dtype], device="cuda")
+
+
+def strided(shape, strides, offset, dtype):
+    n = offset + 1 + sum((a - 1) * b for a, b in zip(shape, strides))
+    return E((n,), dtype).as_strided(shape, strides, offset)
+
+
+def reduce(rec):
+    F = ("f32", "bf16", "f16")
+
+    def go(op, shape, dtype, dims, keep=False, out=None, strides=None, offset=0):
+        if strides is None:
+            x = E(shape, dtype)
+            if offset:
+                x = strided(shape, x.stride(), offset, dtype)
+        else:
+            x = strided(shape, strides, offset, dtype)
+        o = DT[out] if out else None
+        d = list(dims) if dims is not None else None
+        f = dict(
+            sum=lambda: A.sum.dim_IntList(x, d, keep, dtype=o),
+            mean=lambda: A.mean.dim(x, d, keep, dtype=o),
+            norm=lambda: A.linalg_vector_norm(x, 2, d, keep, dtype=o),
+            amax=lambda: A.amax(x, d, keep),
+            max=lambda: A.max(x),
+            max_dim=lambda: A.max.dim(x, d[0], keep),
+            argmax=lambda: A.argmax(x, d[0] if d else None, keep),
+            all=lambda: A.all.dims(x, d, keep) if d else A.all(x),
+            any=lambda: A.any.dims(x, d, keep) if d else A.any(x),
+            var=lambda: A.var.correction(x, d, correction=1, keepdim=keep),
+        )[op]
+        rd = "i64" if op in ("argmax",) else "bool" if op in ("all", "any") else "i64" if op == "sum" and not out and dtype in ("bool", "i32", "u8") else out or dtype
+        a = dict(shape=list(shape), dtype=dtype, dims=d if d is not None else list(range(len(shape))), keep=keep, out=rd)
+        if strides is not None or offset:
+            a.update(strides=list(x.stride()), offset=offset)
+        rec.case(op, a, f)
+
+    for dt in F:
+        for n in (1, 31, 128, 300, 1024, 2048, 4096, 6000, 8192, 16384, 65536):
+            for c in (1, 3, 6, 10, 64, 100, 130, 384, 768, 1000, 1024, 2304, 3072, 4096, 11008):
+                go("sum", (n, c), dt, [0], True)
+        for c in (32000, 50257, 151936):
+            go("sum", (2048, c), dt, [0], True)
+            go("amax", (2048, c), dt, [1], True)
+        for s in ((2, 512, 768), (8, 512, 1000), (4, 2048, 4096), (1, 1024, 384), (16, 77, 514), (3, 5, 7)):
+            for d in ([0, 1], [0, 1, 2], [2], [1], [0], [0, 2], [1, 2]):
+                go("sum", s, dt, d)
+                go("mean", s, dt, d, True)
+            for d in ([0, 1, 2], [2], [1]):
+                go("norm", s, dt, d)
+                go("amax", s, dt, d)
+                go("var", s, dt, d)
+            go("sum", s, dt, [0, 1], out="f32")
+            go("norm", s, dt, [0, 1, 2], out="f32")
+            go("max", s, dt, None)
+            go("argmax", s, dt, None)
+            for d in (0, 1, 2):
+                go("argmax", s, dt, [d])
+                go("max_dim", s, dt, [d])
+        # bias and weight gradients of convolutions and of broadcast sums
+        for s in ((8, 64, 56, 56), (2, 96, 14, 14), (32, 16, 112, 112), (1, 3, 224, 224), (5, 7, 9, 11)):
+            for d in ([0, 2, 3], [0], [2, 3], [0, 1, 2, 3], [1], [0, 1]):
+                go("sum", s, dt, d)
+            b, c, h, w = s
+            go("sum", s, dt, [0, 2, 3], strides=(c * h * w, 1, w * c, c))
+            go("mean", s, dt, [2, 3], True)
+            go("mean", s, dt, [2, 3], True, strides=(c * h * w, 1, w * c, c))
+        # transposed, sliced and shifted inputs
+        for n, c in ((4096, 384), (2048, 770), (513, 129)):
+            go("sum", (n, c), dt, [0], strides=(1, n))
+            go("sum", (n, c), dt, [1], strides=(1, n))
+            go("sum", (n, c), dt, [0], strides=(3 * c, 1), offset=c)
+            go("sum", (n, c), dt, [0], offset=1)
+            go("sum", (n, c), dt, [0], offset=2)
+            go("sum", (n, c), dt, [1], offset=3)
+            go("sum", (n, c), dt, [0, 1], strides=(3 * c, 1))
+        for b, h, s, e in ((2, 12, 512, 64), (4, 32, 1024, 128), (1, 8, 100, 80)):
+            st = (s * h * e, e, h * e, 1)
+            for d in ([0], [2], [3], [0, 1], [0, 2], [1], [0, 1, 2]):
+                go("sum", (b, h, s, e), dt, d, True, strides=st)
+        for n in (1, 2, 100, 511, 512, 4096, 5000, 65536, 1000000, 12345678, 400000000):
+            for op in ("sum", "mean", "norm", "amax", "max", "argmax", "var"):
+                go(op, (n,), dt, [0] if op != "max" else None)
+    # beyond 32-bit indices
+    for dt in F:
+        for s, d in (((40000, 32000), [0]), ((40000, 32000), [1]), ((40000, 32000), [0, 1]), ((9, 4096, 32000), [0, 1]), ((3000000000,), [0]), ((70000, 50257), [0, 1])):
+            for op in ("sum", "mean", "amax", "norm", "var"):
+                go(op, s, dt, d)
+            go("argmax", s, dt, None)
+            go("max", s, dt, None)
+            if len(d) == 1:
+                go("max_dim", s, dt, d)
+        go("sum", (40000, 32000), dt, [0, 1], out="f32")
+    for dt in ("i64", "i32", "bool", "u8", "f64"):
+        for s in ((8, 512), (4096,), (16, 8192), (1, 1, 1024, 1024), (4096, 64), (1,), (3, 1)):
+            full = list(range(len(s)))
+            for d in (full, [len(s) - 1], [0]):
+                go("sum", s, dt, d)
+                if dt != "f64":
+                    go("all", s, dt, d)
+                    go("any", s, dt, d)
+                if dt in ("i64", "f64"):
+                    go("amax", s, dt, d)
+            go("all", s, dt, None)
+            if dt != "bool":
+                go("max", s, dt, None)
+                go("argmax", s, dt, [len(s) - 1])
+                go("argmax", s, dt, None)
+    for s in ((8, 512), (4096,), (16, 8192)):
+        go("mean", s, "f32", [0], out="f64")
+        go("sum", s, "f32", [0], out="f64")
+        go("sum", s, "f32", [0], out="bf16")
+        go("norm", s, "bf16", [0], out="f32")
+
+
+def embedding(rec):
+    for dt in ("f32", "bf16"):
+        for n in (768, 3072, 3073, 3841, 4096, 4608, 8192, 10000, 16384, 65536, 300000):
+            for v, d in ((50257, 768), (2, 768), (32000, 130), (151936, 64), (100, 64), (159, 8), (160, 8), (327, 8), (328, 8), (431, 8), (432, 8), (511, 8), (527, 8), (528, 8)):
+                g, i = E((n, d), dt), E((n,), "i64")
+                args = dict(n=n, v=v, d=d, dtype=dt)
+                rec.case("embedding_dense_backward", args, lambda: A.embedding_dense_backward(g, i, v, -1, False))
+            rec.case("embedding_dense_backward", dict(args, pad=0), lambda: A.embedding_dense_backward(g, i, v, 0, False))
+            t = E((d, n), dt).t()
+            rec.case("embedding_dense_backward", dict(args, strided=n > 1), lambda: A.embedding_dense_backward(t, i, v, -1, False))
+
+
+GROUPS = dict(reduce=reduce, embedding=embedding)
