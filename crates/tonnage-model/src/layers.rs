@@ -2,7 +2,7 @@
 
 use crate::net::{Kind, ModuleId, NetBuilder, ParamId};
 use crate::run::Run;
-use tonnage_sim::{Tensor, ops};
+use tonnage_sim::{ScalarType, Tensor, ops};
 
 /// `nn.Linear`.
 #[derive(Clone, Copy, Debug)]
@@ -104,5 +104,39 @@ impl Dropout {
             return x.clone();
         }
         m.within(self.id, || ops::dropout(&m.cx, x, self.p))
+    }
+}
+
+/// The composed RMS norm of Llama-like models (`LlamaRMSNorm`): fp32 inside, scaled in the input's dtype.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm {
+    pub id: ModuleId,
+    weight: ParamId,
+}
+
+impl RmsNorm {
+    pub fn new(b: &mut NetBuilder, name: &str, width: u64) -> RmsNorm {
+        b.scope_kind(name, Kind::Norm, |b| RmsNorm { weight: b.param("weight", &[width]), id: b.id() })
+    }
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        m.within(self.id, || {
+            let cx = &m.cx;
+            let f = ops::to_dtype(cx, x, ScalarType::F32);
+            let square = ops::pow_scalar(cx, &f);
+            let variance = ops::mean(cx, &square, &[-1], true);
+            drop(square);
+            let eps = ops::add_scalar(cx, &variance);
+            let r = ops::rsqrt(cx, &eps);
+            drop(eps);
+            let h = ops::mul(cx, &f, &r);
+            drop(f);
+            drop(r);
+            let low = ops::to_dtype(cx, &h, x.dtype);
+            let y = ops::mul(cx, m.weight(self.weight), &low);
+            drop(low);
+            drop(h);
+            drop(variance);
+            y
+        })
     }
 }

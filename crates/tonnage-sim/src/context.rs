@@ -28,9 +28,17 @@ pub struct DeviceModel {
 impl DeviceModel {
     /// Compute capability as major * 10 + minor.
     pub fn sm(&self) -> u32 {
-        self.kernel.capability
+        self.kernel.capability.0 as u32 * 10 + self.kernel.capability.1 as u32
     }
 }
+
+/// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
+fn workspace_bytes(device: &crate::kernels::KernelDevice) -> u64 {
+    if device.is_sm90() { 33_554_432 } else { 8_519_680 }
+}
+
+/// The cuBLASLt workspace, as above.
+const LT_WORKSPACE_BYTES: u64 = 1 << 20;
 
 pub struct CxInner {
     events: RefCell<Vec<Event>>,
@@ -153,7 +161,7 @@ impl Cx {
     pub fn gemm(&self) {
         let i = self.0.backward_thread.get() as usize;
         if self.0.workspaces[i].borrow().is_none() && !self.0.muted.get() {
-            let bytes = crate::kernels::blas::workspace_bytes(&self.0.device.kernel);
+            let bytes = workspace_bytes(&self.0.device.kernel);
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
             self.tag(&t, Category::Workspace);
             *self.0.workspaces[i].borrow_mut() = Some(t);
@@ -165,7 +173,7 @@ impl Cx {
     pub fn gemm_lt(&self) {
         let i = self.0.backward_thread.get() as usize;
         if self.0.lt_workspaces[i].borrow().is_none() && !self.0.muted.get() {
-            let bytes = crate::kernels::blas::lt_workspace_bytes(&self.0.device.kernel);
+            let bytes = LT_WORKSPACE_BYTES;
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
             self.tag(&t, Category::Workspace);
             *self.0.lt_workspaces[i].borrow_mut() = Some(t);

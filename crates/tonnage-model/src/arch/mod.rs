@@ -1,6 +1,7 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
 pub mod gpt2;
+pub mod llama;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -57,6 +58,7 @@ pub enum Head {
 pub fn build(model_type: &str, config: &serde_json::Value, head: Head) -> Result<Built, ModelError> {
     match model_type {
         "gpt2" => gpt2::build(config, head),
+        "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }
 }

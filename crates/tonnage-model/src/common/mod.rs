@@ -1,4 +1,6 @@
 //! Pieces that many architectures share: mask building, the causal language-model loss.
 
+pub mod attention;
 pub mod loss;
 pub mod mask;
+pub mod rope;

@@ -81,16 +81,8 @@ fn joined_dtype(xs: &[&Tensor]) -> ScalarType {
 }
 
 /// The gradient of a view that only changed the sizes.
-fn reshape_backward(cx: &Cx, to: Shape, grads: &mut Grads) -> Grads {
-    match grads[0].take() {
-        Some(g) => {
-            let r = reshape_raw(cx, &g, to);
-            // the incoming gradient outlives this function in the engine
-            grads[0] = Some(g);
-            smallvec![Some(r)]
-        }
-        None => smallvec![None],
-    }
+fn reshape_backward(cx: &Cx, to: Shape, grads: &Grads) -> Grads {
+    smallvec![grads[0].as_ref().map(|g| reshape_raw(cx, g, to))]
 }
 
 // ---- views ----------------------------------------------------------------------------------------------------------------
@@ -140,7 +132,7 @@ pub fn flatten(cx: &Cx, x: &Tensor, start: isize, end: isize) -> Tensor {
 pub fn clone_contiguous(cx: &Cx, x: &Tensor) -> Tensor {
     let n = cx.node(OpId::CLONE, &[x]);
     let y = cx.empty(OpId::CLONE, x.shape, x.dtype);
-    n.finish(cx, y, |_, _, g| smallvec![g[0].take()])
+    n.finish(cx, y, |_, _, g| smallvec![g[0].clone()])
 }
 
 /// `x.contiguous()`: `x` itself, or a copy.
@@ -151,7 +143,7 @@ pub fn contiguous(cx: &Cx, x: &Tensor) -> Tensor {
 /// A view of everything, as indexing with full slices gives.
 pub fn alias(cx: &Cx, x: &Tensor) -> Tensor {
     let n = cx.node(OpId::VIEW, &[x]);
-    n.finish(cx, x.alias(x.shape, x.strides), |_, _, g| smallvec![g[0].take()])
+    n.finish(cx, x.alias(x.shape, x.strides), |_, _, g| smallvec![g[0].clone()])
 }
 
 /// `x.transpose(a, b)`.
@@ -318,8 +310,7 @@ pub fn cat(cx: &Cx, xs: &[&Tensor], dim: isize) -> Tensor {
     let mut n = cx.node(OpId::CAT, xs);
     n.args([k as u64, 0, 0, 0, 0, 0]);
     let y = cat_raw(cx, OpId::CAT, xs, k);
-    n.finish(cx, y, |cx, s, g| {
-        let _ = cx;
+    n.finish(cx, y, |_, s, g| {
         let Some(g) = &g[0] else { return smallvec![None] };
         let k = s.args[0] as usize;
         s.inputs

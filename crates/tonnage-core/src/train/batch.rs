@@ -1,0 +1,59 @@
+//! The tensors of a step's batch, copied to the device in the script's order.
+
+use super::IDS;
+use crate::spec::{Mask, Spec};
+use tonnage_model::arch::{Batch, Head};
+use tonnage_sim::ops::OpId;
+use tonnage_sim::timeline::Category;
+use tonnage_sim::{Cx, ScalarType, Shape, Tensor};
+
+fn input(cx: &Cx, shape: &[u64], dtype: ScalarType) -> Tensor {
+    let t = cx.empty(OpId::INPUT, Shape::new(shape), dtype);
+    cx.tag(&t, Category::Inputs);
+    t
+}
+
+/// Makes the batch of one micro-batch.
+pub fn make(spec: &Spec, cx: &Cx) -> Batch {
+    let (b, s) = (spec.batch, spec.seq);
+    let classify = |head: Head| !matches!(head, Head::MaskedLm);
+    let mut batch = Batch { padded: spec.mask == Mask::Padding, ..Batch::default() };
+    match spec.model_type.as_str() {
+        "pose" => {
+            let d = spec.config.get("d").and_then(|v| v.as_u64()).unwrap_or(108);
+            batch.features = Some(input(cx, &[s, b, d], ScalarType::F32));
+            batch.labels = Some(input(cx, &[b], IDS));
+        }
+        "resnet" | "timm" => {
+            batch.features = Some(input(cx, &[b, 3, spec.image, spec.image], ScalarType::F32));
+            batch.labels = Some(input(cx, &[b], IDS));
+        }
+        "vit" => {
+            batch.features = Some(input(cx, &[b, 3, 224, 224], ScalarType::F32));
+            batch.labels = Some(input(cx, &[b], IDS));
+        }
+        "whisper" => {
+            batch.features = Some(input(cx, &[b, 80, 3000], ScalarType::F32));
+            batch.labels = Some(input(cx, &[b, s], IDS));
+        }
+        "t5" => {
+            batch.input_ids = Some(input(cx, &[b, s], IDS));
+            batch.attention_mask = Some(input(cx, &[b, s], IDS));
+            batch.labels = Some(input(cx, &[b, spec.target_len.unwrap_or(s / 4)], IDS));
+        }
+        "bert" | "roberta" | "distilbert" => {
+            batch.input_ids = Some(input(cx, &[b, s], IDS));
+            batch.attention_mask = Some(input(cx, &[b, s], IDS));
+            let labels: &[u64] = if classify(spec.head) { &[b] } else { &[b, s] };
+            batch.labels = Some(input(cx, labels, IDS));
+        }
+        _ => {
+            batch.input_ids = Some(input(cx, &[b, s], IDS));
+            batch.labels = Some(input(cx, &[b, s], IDS));
+            if spec.mask != Mask::Absent {
+                batch.attention_mask = Some(input(cx, &[b, s], IDS));
+            }
+        }
+    }
+    batch
+}

@@ -1,0 +1,222 @@
+//! `torch-run` records of single-device jobs: the record's configuration as a [`Spec`], and its figures against ours.
+
+use super::Row;
+use crate::error::CoreError;
+use crate::spec::*;
+use crate::train::{Simulated, simulate};
+use serde_json::Value;
+use tonnage_model::arch::Head;
+use tonnage_model::stack::Version;
+use tonnage_model::{Attention, Stack};
+use tonnage_sim::alloc::{AllocatorConfig, CachingAllocator, Peaks, replay};
+use tonnage_sim::context::Accumulate;
+use tonnage_sim::kernels::KernelDevice;
+use tonnage_sim::timeline::Timeline;
+use tonnage_units::ScalarType;
+
+fn invalid(field: &str, problem: impl Into<String>) -> CoreError {
+    CoreError::Invalid { field: field.into(), problem: problem.into() }
+}
+
+fn text<'a>(c: &'a Value, k: &str) -> Option<&'a str> {
+    c.get(k).and_then(|v| v.as_str())
+}
+
+fn number(c: &Value, k: &str) -> Option<u64> {
+    c.get(k).and_then(|v| v.as_u64())
+}
+
+/// The kernel-relevant figures of a GPU by its catalog id.
+pub fn device(gpu: &str) -> Option<KernelDevice> {
+    Some(match gpu {
+        g if g.starts_with("a100-") => KernelDevice::A100,
+        g if g.starts_with("h100-") => KernelDevice::H100,
+        g if g.starts_with("h200-") => KernelDevice::H200,
+        "rtx-4090" => KernelDevice::RTX4090,
+        "rtx-3090" => KernelDevice::RTX3090,
+        "t4" => KernelDevice::T4,
+        _ => return None,
+    })
+}
+
+fn precision(s: &str) -> Option<Precision> {
+    Some(match s {
+        "fp32" => Precision::Fp32,
+        "bf16" => Precision::Pure(ScalarType::BF16),
+        "fp16" => Precision::Pure(ScalarType::F16),
+        "amp_bf16" => Precision::Mixed(ScalarType::BF16),
+        "amp_fp16" => Precision::Mixed(ScalarType::F16),
+        _ => return None,
+    })
+}
+
+/// The versions of a record.
+pub fn stack(versions: &Value) -> Stack {
+    let d = Stack::default();
+    let v = |k: &str, or: Version| text(versions, k).and_then(Version::parse).unwrap_or(or);
+    Stack {
+        torch: v("torch", d.torch),
+        transformers: v("transformers", d.transformers),
+        peft: v("peft", d.peft),
+        accelerate: v("accelerate", d.accelerate),
+        bitsandbytes: v("bitsandbytes", d.bitsandbytes),
+    }
+}
+
+/// A record's job.
+pub fn spec(record: &Value) -> Result<Spec, CoreError> {
+    let c = &record["config"];
+    if c.get("parallel").is_some() {
+        return Err(CoreError::Unsupported("jobs over several devices".into()));
+    }
+    if c.get("trainer").is_some() {
+        return Err(CoreError::Unsupported("TRL trainers".into()));
+    }
+    let model = &c["model"];
+    let family = text(model, "family").ok_or_else(|| invalid("config.model.family", "missing"))?;
+    let gpu = text(c, "gpu").unwrap_or("a100-sxm4-80gb");
+    let driver = if text(c, "loop") == Some("trainer") { Loop::Trainer } else { Loop::Plain };
+    let p = text(c, "precision").unwrap_or("fp32");
+    let work = match text(c, "kind") {
+        Some("train") => Work::Train,
+        Some("forward") => Work::Forward,
+        Some("generate") => Work::Generate { new: number(c, "new").unwrap_or(0) },
+        k => return Err(invalid("config.kind", format!("unknown kind {k:?}"))),
+    };
+    let lora = c.get("peft").map(|l| Lora {
+        r: number(l, "r").unwrap_or(8),
+        targets: l["targets"].as_array().into_iter().flatten().filter_map(|t| t.as_str().map(String::from)).collect(),
+        dropout: l.get("dropout").and_then(|d| d.as_f64()).unwrap_or(0.05),
+        fp32_adapters: l.get("fp32_adapters").and_then(|d| d.as_bool()).unwrap_or(true),
+        dora: l.get("dora").and_then(|d| d.as_bool()).unwrap_or(false),
+    });
+    Ok(Spec {
+        work,
+        model_type: family.to_string(),
+        config: model.get("args").cloned().unwrap_or(Value::Object(Default::default())),
+        head: if text(model, "head") == Some("mlm") { Head::MaskedLm } else { Head::Default },
+        precision: precision(p).ok_or_else(|| invalid("config.precision", format!("unknown precision `{p}`")))?,
+        attention: match text(c, "attn").unwrap_or("sdpa") {
+            "sdpa" => Attention::Sdpa,
+            "eager" => Attention::Eager,
+            "flash_attention_2" => Attention::FlashAttention2,
+            a => return Err(invalid("config.attn", format!("unknown attention `{a}`"))),
+        },
+        batch: number(c, "batch").ok_or_else(|| invalid("config.batch", "missing"))?,
+        seq: number(c, "seq").unwrap_or(0),
+        target_len: number(c, "tgt"),
+        image: number(c, "img").unwrap_or(224),
+        steps: number(c, "steps").unwrap_or(3) as u32,
+        accumulation: number(c, "accum").unwrap_or(1) as u32,
+        // the Trainer clips at 1.0 unless told otherwise
+        clip: c.get("clip").and_then(|v| v.as_f64()).or((driver == Loop::Trainer).then_some(1.0)).filter(|v| *v > 0.0),
+        set_to_none: c.get("set_to_none").and_then(|v| v.as_bool()).unwrap_or(true),
+        hold: if text(c, "hold") == Some("outputs") { Hold::Outputs } else { Hold::Loss },
+        checkpoint: c.get("ckpt").and_then(|v| v.as_bool()).unwrap_or(false),
+        driver,
+        optimizer: text(c, "optim").unwrap_or("adamw_foreach").to_string(),
+        lora,
+        quant: match text(c, "quant") {
+            None => None,
+            Some("nf4") => Some(Quant::Nf4 { double: true }),
+            Some("int8") => Some(Quant::Int8),
+            Some(q) => return Err(invalid("config.quant", format!("unknown quantisation `{q}`"))),
+        },
+        mask: match text(c, "mask") {
+            None if driver == Loop::Trainer => Mask::Ones,
+            None => Mask::Absent,
+            Some("ones") => Mask::Ones,
+            Some("pad") => Mask::Padding,
+            Some(m) => return Err(invalid("config.mask", format!("unknown mask `{m}`"))),
+        },
+        use_cache: c.get("use_cache").and_then(|v| v.as_bool()).unwrap_or(true),
+        loading: if text(c, "load") == Some("warmup") { Loading::Warmup } else { Loading::To },
+        device: device(gpu).ok_or_else(|| CoreError::Unsupported(format!("kernel facts of GPU `{gpu}`")))?,
+        stack: stack(&record["versions"]),
+        accumulate: Accumulate::InPlaceIfSole,
+    })
+}
+
+/// The figures of a timeline on an unlimited card, by the definitions of the records.
+pub struct Figures {
+    pub peak_allocated: u64,
+    pub peak_reserved: u64,
+    pub peak_requested: u64,
+    pub load_peak_allocated: u64,
+    pub peak_phase: String,
+    /// Peaks of each mark's interval, in order.
+    pub per_mark: Vec<Peaks>,
+}
+
+/// Runs the allocator over a timeline.
+pub fn figures(t: &Timeline) -> Figures {
+    let mut a = CachingAllocator::new(AllocatorConfig::default(), None);
+    let marks: Vec<usize> = t.marks.iter().map(|m| m.at).collect();
+    let r = replay(&t.events, &marks, &mut a).expect("an unlimited allocator refuses nothing");
+    let rows: Vec<_> = t.marks.iter().zip(&r.per_mark).collect();
+    let work = || rows.iter().filter(|(m, _)| m.step >= 0);
+    // the first of equal peaks, as max() does
+    let mut best: Option<(&str, u64)> = None;
+    for (m, p) in work() {
+        if best.is_none_or(|b| p.allocated > b.1) {
+            best = Some((m.phase.name(), p.allocated));
+        }
+    }
+    Figures {
+        peak_allocated: best.map_or(0, |b| b.1),
+        peak_phase: best.map_or(String::new(), |b| b.0.to_string()),
+        peak_reserved: rows.iter().map(|(_, p)| p.reserved).max().unwrap_or(0),
+        peak_requested: work().map(|(_, p)| p.requested).max().unwrap_or(0),
+        load_peak_allocated: rows.iter().filter(|(m, _)| m.step < 0).map(|(_, p)| p.allocated).max().unwrap_or(0),
+        per_mark: r.per_mark.clone(),
+    }
+}
+
+/// Rows of one record.
+pub fn rows(record: &Value) -> Vec<Row> {
+    let id = record["id"].as_str().unwrap_or("?");
+    let group = record["config"]["kind"].as_str().unwrap_or("train");
+    let tol = record.get("rounded_to").and_then(|v| v.as_f64()).map_or(0.0, |r| r / 2.0);
+    let names = [
+        ("peak_allocated", "peak_allocated_bytes"),
+        ("peak_reserved", "peak_reserved_bytes"),
+        ("peak_requested", "peak_requested_bytes"),
+        ("load_peak_allocated", "load_peak_allocated_bytes"),
+        ("param_count", "param_count"),
+        ("trainable_count", "trainable_count"),
+        ("param_bytes", "param_bytes"),
+        ("buffer_bytes", "buffer_bytes"),
+        ("peak_phase", "peak_at"),
+    ];
+    let measured = |field: &str| {
+        let v = if field == "peak_at" { record["peak_at"]["phase"].clone() } else { record[field].clone() };
+        (!v.is_null()).then_some(v)
+    };
+    let ours = spec(record).and_then(|s| simulate(&s)).map(|s: Simulated| {
+        let f = figures(&s.timeline);
+        (s, f)
+    });
+    names
+        .iter()
+        .filter_map(|(metric, field)| {
+            let m = measured(field)?;
+            Some(match &ours {
+                Err(e) => Row::unsupported(id, metric, group, m, &e.to_string()),
+                Ok((s, f)) => {
+                    let p: Value = match *metric {
+                        "peak_allocated" => f.peak_allocated.into(),
+                        "peak_reserved" => f.peak_reserved.into(),
+                        "peak_requested" => f.peak_requested.into(),
+                        "load_peak_allocated" => f.load_peak_allocated.into(),
+                        "param_count" => s.param_count.into(),
+                        "trainable_count" => s.trainable_count.into(),
+                        "param_bytes" => s.param_bytes.into(),
+                        "buffer_bytes" => s.buffer_bytes.into(),
+                        _ => f.peak_phase.clone().into(),
+                    };
+                    Row::new(id, metric, group, m, p, tol)
+                }
+            })
+        })
+        .collect()
+}

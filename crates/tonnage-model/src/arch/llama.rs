@@ -1,0 +1,265 @@
+//! Llama and its close relatives: qwen2 (biased q, k, v), qwen3 (normed q and k), mistral
+//! (transformers 5.17, src/transformers/models/{llama,qwen2,qwen3,mistral}/modeling_*.py).
+
+use super::{Arch, Batch, Built, Head, Output, fields};
+use crate::common;
+use crate::error::ModelError;
+use crate::layers::{Embedding, Linear, RmsNorm};
+use crate::net::{ModuleId, NetBuilder};
+use crate::run::Run;
+use serde::Deserialize;
+use std::rc::Rc;
+use tonnage_sim::ops;
+use tonnage_sim::{ScalarType, Shape, Tensor};
+
+/// The fields that matter to memory.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(default)]
+pub struct Config {
+    pub vocab_size: u64,
+    pub hidden_size: u64,
+    pub intermediate_size: u64,
+    pub num_hidden_layers: u64,
+    pub num_attention_heads: u64,
+    pub num_key_value_heads: Option<u64>,
+    pub head_dim: Option<u64>,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub attention_dropout: f64,
+    pub tie_word_embeddings: bool,
+    #[serde(skip)]
+    qkv_bias: bool,
+    #[serde(skip)]
+    qk_norm: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            vocab_size: 32000,
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: None,
+            head_dim: None,
+            attention_bias: false,
+            mlp_bias: false,
+            attention_dropout: 0.0,
+            tie_word_embeddings: false,
+            qkv_bias: false,
+            qk_norm: false,
+        }
+    }
+}
+
+struct Layer {
+    id: ModuleId,
+    attn: ModuleId,
+    mlp: ModuleId,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    input_norm: RmsNorm,
+    post_norm: RmsNorm,
+    head_dim: u64,
+    dropout: f64,
+}
+
+struct Llama {
+    model: ModuleId,
+    rotary: ModuleId,
+    embed: Embedding,
+    layers: Vec<Rc<Layer>>,
+    norm: RmsNorm,
+    head: Linear,
+    head_dim: u64,
+}
+
+/// From configuration fields; `model_type` is llama, qwen2, qwen3 or mistral.
+pub fn build(model_type: &str, config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
+    let mut c: Config = fields(&defaults(model_type, config))?;
+    c.qkv_bias = model_type == "qwen2" || c.attention_bias;
+    c.qk_norm = model_type == "qwen3";
+    let h = c.num_attention_heads;
+    if h == 0 || (c.head_dim.is_none() && c.hidden_size % h != 0) {
+        return Err(ModelError::field("num_attention_heads", format!("{h} does not divide hidden_size {}", c.hidden_size)));
+    }
+    let head_dim = c.head_dim.unwrap_or(c.hidden_size / h);
+    let kv = c.num_key_value_heads.unwrap_or(h);
+    if kv == 0 || h % kv != 0 {
+        return Err(ModelError::field("num_key_value_heads", format!("{kv} does not divide num_attention_heads {h}")));
+    }
+    let mut b = NetBuilder::new();
+    let (model, rotary, embed, layers, norm) = b.scope("model", |b| {
+        let embed = Embedding::new(b, "embed_tokens", c.vocab_size, c.hidden_size);
+        let layers = b.scope("layers", |b| (0..c.num_hidden_layers).map(|i| Rc::new(layer(b, &i.to_string(), &c, head_dim, kv))).collect());
+        let norm = RmsNorm::new(b, "norm", c.hidden_size);
+        let rotary = b.scope("rotary_emb", |b| {
+            b.buffer("inv_freq", &[head_dim / 2], Some(ScalarType::F32));
+            b.buffer("original_inv_freq", &[head_dim / 2], Some(ScalarType::F32));
+            b.id()
+        });
+        (b.id(), rotary, embed, layers, norm)
+    });
+    let head = if c.tie_word_embeddings {
+        Linear::tied(&mut b, "lm_head", c.hidden_size, c.vocab_size, embed.1, false)
+    } else {
+        Linear::new(&mut b, "lm_head", c.hidden_size, c.vocab_size, false)
+    };
+    Ok(Built { net: b.finish(), arch: Rc::new(Llama { model, rotary, embed, layers, norm, head, head_dim }) })
+}
+
+/// The configuration with the defaults in which a relative differs from Llama.
+fn defaults(model_type: &str, config: &serde_json::Value) -> serde_json::Value {
+    let extra: &[(&str, u64)] = match model_type {
+        "qwen2" => &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("num_key_value_heads", 32)],
+        "qwen3" => &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("num_key_value_heads", 32), ("head_dim", 128)],
+        "mistral" => &[("intermediate_size", 14_336), ("num_key_value_heads", 8)],
+        _ => &[],
+    };
+    let mut v = config.clone();
+    if let Some(o) = v.as_object_mut() {
+        for (k, n) in extra {
+            o.entry(k.to_string()).or_insert_with(|| (*n).into());
+        }
+    }
+    v
+}
+
+fn layer(b: &mut NetBuilder, name: &str, c: &Config, head_dim: u64, kv: u64) -> Layer {
+    let (d, f) = (c.hidden_size, c.intermediate_size);
+    let qd = c.num_attention_heads * head_dim;
+    b.scope(name, |b| {
+        let id = b.id();
+        let (attn, q, k, v, o, q_norm, k_norm) = b.scope("self_attn", |b| {
+            let q = Linear::new(b, "q_proj", d, qd, c.qkv_bias);
+            let k = Linear::new(b, "k_proj", d, kv * head_dim, c.qkv_bias);
+            let v = Linear::new(b, "v_proj", d, kv * head_dim, c.qkv_bias);
+            let o = Linear::new(b, "o_proj", qd, d, c.attention_bias);
+            let q_norm = c.qk_norm.then(|| RmsNorm::new(b, "q_norm", head_dim));
+            let k_norm = c.qk_norm.then(|| RmsNorm::new(b, "k_norm", head_dim));
+            (b.id(), q, k, v, o, q_norm, k_norm)
+        });
+        let (mlp, gate, up, down) = b.scope("mlp", |b| {
+            let g = Linear::new(b, "gate_proj", d, f, c.mlp_bias);
+            let u = Linear::new(b, "up_proj", d, f, c.mlp_bias);
+            (b.id(), g, u, Linear::new(b, "down_proj", f, d, c.mlp_bias))
+        });
+        let input_norm = RmsNorm::new(b, "input_layernorm", d);
+        let post_norm = RmsNorm::new(b, "post_attention_layernorm", d);
+        Layer { id, attn, mlp, q, k, v, o, q_norm, k_norm, gate, up, down, input_norm, post_norm, head_dim, dropout: c.attention_dropout }
+    })
+}
+
+impl Layer {
+    fn heads(&self, m: &Run, x: &Tensor, lin: &Linear, norm: Option<&RmsNorm>) -> Tensor {
+        let y = lin.forward(m, x);
+        let (b, s, w) = (y.size(0), y.size(1), y.size(2));
+        let v = ops::view(&m.cx, &y, Shape::new(&[b, s, w / self.head_dim, self.head_dim]));
+        drop(y);
+        let v = match norm {
+            Some(n) => n.forward(m, &v),
+            None => v,
+        };
+        ops::transpose(&m.cx, &v, 1, 2)
+    }
+
+    fn attention(&self, m: &Run, x: Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        let cx = &m.cx;
+        let (b, s) = (x.size(0), x.size(1));
+        let mut q = self.heads(m, &x, &self.q, self.q_norm.as_ref());
+        let mut k = self.heads(m, &x, &self.k, self.k_norm.as_ref());
+        let v = self.heads(m, &x, &self.v, None);
+        let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
+        q = q2;
+        k = k2;
+        let o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
+        let o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
+        let y = self.o.forward(m, &o);
+        drop(o);
+        drop(x);
+        drop(q);
+        drop(k);
+        drop(v);
+        y
+    }
+
+    fn o_in(&self, m: &Run) -> u64 {
+        match m.net.module(self.o.0).kind {
+            crate::net::Kind::Linear { input, .. } => input,
+            _ => 0,
+        }
+    }
+
+    fn feed_forward(&self, m: &Run, x: Tensor) -> Tensor {
+        let g = self.gate.forward(m, &x);
+        let a = ops::silu(&m.cx, &g);
+        drop(g);
+        let u = self.up.forward(m, &x);
+        let p = ops::mul(&m.cx, &a, &u);
+        drop(a);
+        drop(u);
+        let y = self.down.forward(m, &p);
+        drop(p);
+        drop(x);
+        y
+    }
+
+    fn forward(&self, m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        m.within(self.id, || {
+            let h = self.input_norm.forward(m, x);
+            let a = m.within(self.attn, || self.attention(m, h, cos, sin, mask));
+            let x2 = ops::add(&m.cx, x, &a);
+            drop(a);
+            let h = self.post_norm.forward(m, &x2);
+            let f = m.within(self.mlp, || self.feed_forward(m, h));
+            let y = ops::add(&m.cx, &x2, &f);
+            drop(f);
+            drop(x2);
+            y
+        })
+    }
+}
+
+impl Arch for Llama {
+    fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
+        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let (b, s) = (ids.size(0), ids.size(1));
+        let cx = &m.cx;
+        let h = m.within(self.model, || {
+            let emb = self.embed.forward(m, ids);
+            let pos = common::mask::position_ids(m, s);
+            let mask = common::mask::causal(m, batch, b, s);
+            let (cos, sin) = m.within(self.rotary, || common::rope::tables(m, s, self.head_dim, emb.dtype));
+            let mut x = emb.clone();
+            for l in &self.layers {
+                x = if m.options.checkpoint && m.training {
+                    let (l, m2, mask, cos, sin) = (l.clone(), m.clone(), mask.clone(), cos.clone(), sin.clone());
+                    cx.checkpoint(vec![x], move |_, t| l.forward(&m2, &t[0], &cos, &sin, mask.as_ref()))
+                } else {
+                    l.forward(m, &x, &cos, &sin, mask.as_ref())
+                };
+            }
+            x = self.norm.forward(m, &x);
+            drop(pos);
+            drop(emb);
+            drop(mask);
+            drop(cos);
+            drop(sin);
+            x
+        });
+        let kept = ops::slice(cx, &h, 1, s);
+        let logits = self.head.forward(m, &kept);
+        drop(kept);
+        let loss = batch.labels.as_ref().map(|l| common::loss::causal_lm(m, &logits, l));
+        drop(h);
+        Output { loss, logits: Some(logits), rest: vec![] }
+    }
+}

@@ -1,0 +1,54 @@
+//! The attention interfaces of transformers (5.17, src/transformers/integrations/sdpa_attention.py and the models' eager functions).
+
+use crate::run::{Attention, Run};
+use tonnage_sim::ops::{self, SdpaArgs};
+use tonnage_sim::{ScalarType, Tensor};
+
+/// `attention_interface(module, q, k, v, mask, dropout, scaling)` for q [B, H, S, d], k and v [B, K, S, d]; the result is
+/// [B, S, H, d] contiguous. `is_causal` is the module's attribute.
+pub fn attend(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, dropout: f64, is_causal: bool) -> Tensor {
+    let cx = &m.cx;
+    let groups = q.size(1) / k.size(1);
+    let p = if m.training { dropout } else { 0.0 };
+    if m.options.attention == Attention::Eager {
+        return eager(m, q, k, v, mask, p);
+    }
+    let gqa = groups > 1 && mask.is_none();
+    let repeated = (groups > 1 && !gqa).then(|| {
+        let k2 = ops::repeat_kv(cx, k, groups);
+        (k2, ops::repeat_kv(cx, v, groups))
+    });
+    let (k, v) = repeated.as_ref().map_or((k, v), |(k, v)| (k, v));
+    let causal = q.size(2) > 1 && mask.is_none() && is_causal;
+    let args = SdpaArgs { mask: mask.cloned(), dropout: p, is_causal: causal, enable_gqa: gqa, scale_given: true };
+    let o = ops::sdpa(cx, q, k, v, &args);
+    let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+    drop(repeated);
+    drop(o);
+    o2
+}
+
+/// `eager_attention_forward`: scores, scaling, mask, fp32 softmax, dropout, context.
+pub fn eager(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64) -> Tensor {
+    let cx = &m.cx;
+    let groups = q.size(1) / k.size(1);
+    let (k, v) = if groups > 1 { (ops::repeat_kv(cx, k, groups), ops::repeat_kv(cx, v, groups)) } else { (k.clone(), v.clone()) };
+    let raw = ops::matmul(cx, q, &ops::transpose(cx, &k, 2, 3));
+    let mut w = ops::mul_scalar(cx, &raw);
+    drop(raw);
+    if let Some(mask) = mask {
+        w = ops::add(cx, &w, mask);
+    }
+    let soft = ops::softmax(cx, &w, Some(ScalarType::F32));
+    w = ops::to_dtype(cx, &soft, q.dtype);
+    drop(soft);
+    w = ops::dropout(cx, &w, p);
+    let o = ops::matmul(cx, &w, &v);
+    let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+    drop(o);
+    // frame locals: key_states, value_states, attn_weights (returned, dropped by the caller)
+    drop(k);
+    drop(v);
+    drop(w);
+    o2
+}

@@ -1,0 +1,94 @@
+//! Losses over classes (torch 2.11, aten/src/ATen/native/LossNLL.cpp, cuda/Loss.cu, cuda/SoftMax.cu).
+
+use crate::autograd::Grads;
+use crate::context::Cx;
+use crate::ops::norm::softmax_kernel;
+use crate::ops::op::OpId;
+use crate::ops::pointwise::{add, compare_scalar, masked_fill_, mul_scalar, neg};
+use crate::ops::reduce::{mean, sum};
+use crate::ops::view::contiguous_raw;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use smallvec::smallvec;
+use tonnage_units::ScalarType;
+
+/// How a loss is reduced over its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    Mean,
+    Sum,
+    None,
+}
+
+/// `log_softmax(x, dim, dtype=x.dtype)`: keeps its result; no cast, under autocast neither (the dtype is given).
+pub fn log_softmax(cx: &Cx, x: &Tensor) -> Tensor {
+    softmax_kernel(cx, OpId::LOG_SOFTMAX, x, x.dtype, |cx, s, g| -> Grads {
+        let g = g[0].take().expect("gradient");
+        let y = s.tensor(0);
+        let gx = cx.empty(OpId::LOG_SOFTMAX_BACKWARD, y.shape, s.inputs[0].dtype);
+        drop(contiguous_raw(cx, &g));
+        smallvec![Some(gx)]
+    })
+}
+
+/// `F.nll_loss(lp, target)` without class weights; fp32 under autocast. Keeps self, target, total_weight.
+pub fn nll_loss(cx: &Cx, lp: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
+    let lp = cx.raise(lp);
+    let mut n = cx.node(OpId::NLL_LOSS, &[&lp]);
+    n.save(cx, &lp);
+    n.save(cx, target);
+    let shape = if reduction == Reduction::None { target.shape } else { Shape::new(&[]) };
+    let y = cx.empty(OpId::NLL_LOSS, shape, lp.dtype);
+    let total = cx.empty(OpId::NLL_LOSS, Shape::new(&[]), lp.dtype);
+    n.save(cx, &total);
+    drop(total);
+    n.finish(cx, y, |cx, s, _| -> Grads {
+        let x = s.tensor(0);
+        smallvec![Some(cx.empty(OpId::NLL_LOSS_BACKWARD, x.shape, x.dtype))]
+    })
+}
+
+/// `F.cross_entropy(logits, target)` with class indices: log_softmax in the logits' dtype, then nll_loss.
+pub fn cross_entropy(cx: &Cx, logits: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
+    let lp = log_softmax(cx, logits);
+    nll_loss(cx, &lp, target, reduction)
+}
+
+/// `F.cross_entropy(logits, target, label_smoothing=e)`, e > 0 (LossNLL.cpp, cross_entropy_loss_label_smoothing), mean or sum.
+/// The tensors of logits size are exact by the source; those of one number a row leave out masked_select's own scratch.
+pub fn cross_entropy_smoothed(cx: &Cx, logits: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
+    debug_assert!(reduction != Reduction::None, "label smoothing without reduction is not covered");
+    let lp = log_softmax(cx, logits);
+    let nll = nll_loss(cx, &lp, target, reduction);
+    let per_row = sum(cx, &lp, &[1], false);
+    drop(lp);
+    let smooth = neg(cx, &per_row);
+    drop(per_row);
+    let ignored = compare_scalar(cx, OpId::EQ, target);
+    let smooth = masked_fill_(cx, smooth, &ignored);
+    let smooth = match reduction {
+        Reduction::Mean => masked_mean(cx, &smooth, &ignored),
+        _ => sum(cx, &smooth, &[], false),
+    };
+    // nllloss * (1 - e) + ret * (e / n_classes)
+    let a = mul_scalar(cx, &nll);
+    let b = mul_scalar(cx, &smooth);
+    let y = add(cx, &a, &b);
+    drop((b, a));
+    drop((ignored, smooth, nll));
+    y
+}
+
+/// `x.masked_select(~mask).mean()` with nothing masked out.
+fn masked_mean(cx: &Cx, x: &Tensor, mask: &Tensor) -> Tensor {
+    let keep = cx.empty(OpId::BITWISE, mask.shape, ScalarType::Bool);
+    let mut n = cx.node(OpId::INDEX, &[x]);
+    n.save(cx, &keep);
+    let y = cx.empty(OpId::INDEX, x.shape, x.dtype);
+    drop(keep);
+    let y = n.finish(cx, y, |cx, _, g| -> Grads {
+        let g = g[0].take().expect("gradient");
+        smallvec![Some(cx.empty(OpId::INDEX, g.shape, g.dtype))]
+    });
+    mean(cx, &y, &[], false)
+}

@@ -1,0 +1,305 @@
+//! Matrix products (torch 2.11, aten/src/ATen/native/LinearAlgebra.cpp, Linear.cpp, cuda/Blas.cpp; derivatives.yaml).
+
+use crate::autograd::{Grads, Meta};
+use crate::context::Cx;
+use crate::ops::op::OpId;
+use crate::ops::pointwise::add_;
+use crate::ops::view::reshape_raw;
+use crate::shape::{MAX_DIMS, Shape, Strides};
+use crate::tensor::Tensor;
+use smallvec::{SmallVec, smallvec};
+
+// ---- layout ---------------------------------------------------------------------------------------------------------
+
+/// A gradient in another shape; the old one goes as soon as the copy (if any) is made.
+fn reshaped_grad(cx: &Cx, g: Tensor, shape: Shape) -> Tensor {
+    if g.shape == shape { g } else { reshape_raw(cx, &g, shape) }
+}
+
+/// The transpose of a matrix: a view without history.
+fn turned(x: &Tensor) -> Tensor {
+    let mut st: Strides = [0; MAX_DIMS];
+    (st[0], st[1]) = (x.strides[1], x.strides[0]);
+    x.alias(Shape::new(&[x.size(1), x.size(0)]), st)
+}
+
+/// The same data under another contiguous shape, not a view (`_unsafe_view`).
+fn unsafe_view(mut y: Tensor, shape: Shape) -> Tensor {
+    y.shape = shape;
+    y.strides = shape.contiguous_strides();
+    y
+}
+
+/// Rows of `x` flattened to a matrix.
+fn flat(x: &Tensor) -> Shape {
+    let k = x.size(-1);
+    Shape::new(&[x.numel().checked_div(k).unwrap_or(0), k])
+}
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
+
+/// Must cuBLAS get a copy of this matrix? (Blas.cpp, prepare_matrix_for_cublas; the same for a matrix and its transpose)
+fn matrix_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
+    if t.is_dense() {
+        return None;
+    }
+    let (r, c) = (t.size(0).max(1), t.size(1).max(1));
+    let fits = (t.strides[0] == 1 && t.strides[1] >= r) || (t.strides[1] == 1 && t.strides[0] >= c);
+    (!fits).then(|| cx.empty(OpId::CLONE, t.shape, t.dtype))
+}
+
+/// The same for a batch of matrices (prepare_batch_matrix_for_cublas): a stride of 0 along the batch is fine.
+fn batch_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
+    let (r, c) = (t.size(1).max(1), t.size(2).max(1));
+    let (s, f) = (t.strides[1], t.strides[2]);
+    let fits = (f == 1 && s >= c) || (s == 1 && f >= r) || (t.is_contiguous() && s != 0 && f != 0);
+    (!fits).then(|| cx.empty(OpId::CLONE, t.shape, t.dtype))
+}
+
+/// A product into a new contiguous result: result, copies of the operands (the second first, as a row-major result swaps them), workspaces.
+fn product(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> Tensor {
+    let y = cx.empty(op, shape, a.dtype);
+    let copy = if shape.ndim() == 2 { matrix_copy } else { batch_copy };
+    let second = copy(cx, b);
+    let first = copy(cx, a);
+    cx.gemm();
+    if lt {
+        cx.gemm_lt();
+    }
+    drop(first);
+    drop(second);
+    y
+}
+
+/// The gradient of a matrix operand with the layout of that operand (FunctionsManual.cpp, mm_mat1_grad, mm_mat2_grad):
+/// for a column-major operand the transpose is computed and turned, so the result is a view.
+fn mm_grad(cx: &Cx, of: &Meta, a: &Tensor, b: &Tensor) -> Tensor {
+    let (r, c) = (of.shape.size(0), of.shape.size(1));
+    if of.strides[0] == 1 && of.strides[1] == r {
+        turned(&product(cx, OpId::MM, Shape::new(&[c, r]), b, a, false))
+    } else {
+        product(cx, OpId::MM, of.shape, a, b, false)
+    }
+}
+
+// ---- matrices -------------------------------------------------------------------------------------------------------
+
+const TURNED: u64 = 1;
+
+/// `addmm(b, flat(x), w or w.t())` and the view back, as one node. Edges: self (bias), mat1, mat2.
+fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
+    let x2 = if x.shape.ndim() == 2 { x.clone_no_edge() } else { reshape_raw(cx, x, flat(x)) };
+    let wm = if turn { turned(w) } else { w.clone_no_edge() };
+    let mut n = cx.node(OpId::ADDMM, &[b, x, w]);
+    n.args([turn as u64, 0, 0, 0, 0, 0]);
+    n.meta(&x2);
+    n.meta(&wm);
+    let (need_x, need_w) = (n.need(1), n.need(2));
+    n.save_if(cx, need_w, &x2);
+    n.save_if(cx, need_x, &wm);
+    let out = wm.size(1);
+    // Blas.cpp, addmm_out_cuda_impl: the epilogue with a bias vector wants real matrices
+    let lt = b.shape.ndim() == 1 && b.is_contiguous() && wm.size(0) > 1 && out > 1;
+    let mut y = product(cx, OpId::ADDMM, Shape::new(&[x2.size(0), out]), &x2, &wm, lt);
+    if x.shape.ndim() != 2 {
+        let shape = x.shape.with(-1, out);
+        y = y.alias(shape, shape.contiguous_strides());
+    }
+    drop(x2);
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let (mx, mw) = (&s.meta[0], &s.meta[1]);
+        let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
+        let g = reshaped_grad(cx, g[0].take().expect("gradient"), shape);
+        let gx = s.need[1].then(|| {
+            let t = mm_grad(cx, mx, &g, s.tensor(1));
+            let to = s.inputs[1].shape;
+            if to.ndim() == 2 { t } else { t.alias(to, to.contiguous_strides()) }
+        });
+        let gw = s.need[2].then(|| {
+            let t = mm_grad(cx, mw, s.tensor(0), &g);
+            if s.args[0] == TURNED { turned(&t) } else { t }
+        });
+        smallvec![s.need[0].then_some(g), gx, gw]
+    })
+}
+
+/// `flat(x) @ (w or w.t())` viewed back, as one node; a flattening that is no view copies first. Edges: self, mat2.
+fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
+    let x2 = if x.shape.ndim() == 2 { x.clone_no_edge() } else { reshape_raw(cx, x, flat(x)) };
+    let wm = if turn { turned(w) } else { w.clone_no_edge() };
+    let mut n = cx.node(OpId::MM, &[x, w]);
+    n.args([turn as u64, 0, 0, 0, 0, 0]);
+    n.meta(&x2);
+    n.meta(&wm);
+    let (need_x, need_w) = (n.need(0), n.need(1));
+    n.save_if(cx, need_x, &wm);
+    n.save_if(cx, need_w, &x2);
+    let y = product(cx, OpId::MM, Shape::new(&[x2.size(0), wm.size(1)]), &x2, &wm, false);
+    let y = if x.shape.ndim() == 2 { y } else { unsafe_view(y, x.shape.with(-1, wm.size(1))) };
+    drop(x2);
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let (mx, mw) = (&s.meta[0], &s.meta[1]);
+        let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
+        let g = reshaped_grad(cx, g[0].take().expect("gradient"), shape);
+        let gw = s.need[1].then(|| {
+            let t = mm_grad(cx, mw, s.tensor(1), &g);
+            if s.args[0] == TURNED { turned(&t) } else { t }
+        });
+        let gx = s.need[0].then(|| {
+            let t = mm_grad(cx, mx, &g, s.tensor(0));
+            let to = s.inputs[0].shape;
+            if to.ndim() == 2 { t } else { t.alias(to, to.contiguous_strides()) }
+        });
+        smallvec![gx, gw]
+    })
+}
+
+/// LinearAlgebra.cpp, should_fold: always where the matrix wants a gradient, else only where flattening `x` is a view.
+fn should_fold(cx: &Cx, x: &Tensor, w: &Tensor) -> bool {
+    let n = x.shape.ndim();
+    n <= 2
+        || (w.requires_grad() && cx.grad_enabled())
+        || x.numel() == 0
+        || (0..n - 2).all(|i| x.strides[i] == x.strides[i + 1] * x.shape.dims()[i + 1] as u64)
+}
+
+fn unbiased(cx: &Cx, x: &Tensor, w: &Tensor) -> Tensor {
+    if should_fold(cx, x, w) { folded(cx, x, w, true) } else { batched(cx, x, &turned(w)) }
+}
+
+/// `F.linear(x, w, bias)` with `w` [out, in] (Linear.cpp, linear).
+pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let x = cx.lower(x);
+    let w = cx.lower(w);
+    let b = bias.map(|b| cx.lower(b));
+    match &b {
+        None => unbiased(cx, &x, &w),
+        Some(b) if x.shape.ndim() == 2 || x.is_contiguous() => affine(cx, b, &x, &w, true),
+        Some(b) => {
+            // matmul, then `output.add_(bias)`
+            let y = unbiased(cx, &x, &w);
+            add_(cx, y, b)
+        }
+    }
+}
+
+/// `addmm(bias, x, w)` with `w` [in, out] (transformers' Conv1D); an `x` of more dimensions is viewed as a matrix and the result back.
+pub fn addmm(cx: &Cx, bias: &Tensor, x: &Tensor, w: &Tensor) -> Tensor {
+    let b = cx.lower(bias);
+    let x = cx.lower(x);
+    let w = cx.lower(w);
+    affine(cx, &b, &x, &w, false)
+}
+
+/// `torch.mm(a, b)`.
+pub fn mm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+    let a = cx.lower(a);
+    let b = cx.lower(b);
+    folded(cx, &a, &b, false)
+}
+
+// ---- batches --------------------------------------------------------------------------------------------------------
+
+/// `a @ b` for matrices and batches of them (LinearAlgebra.cpp, _matmul_impl).
+pub fn matmul(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+    let a = cx.lower(a);
+    let b = cx.lower(b);
+    debug_assert!(a.shape.ndim() >= 2 && b.shape.ndim() >= 2, "matmul of vectors is not covered");
+    if b.shape.ndim() == 2 && should_fold(cx, &a, &b) { folded(cx, &a, &b, false) } else { batched(cx, &a, &b) }
+}
+
+/// The dimensions before the last two.
+fn lead(s: &Shape) -> SmallVec<[u64; MAX_DIMS]> {
+    s.dims()[..s.ndim() - 2].iter().map(|d| *d as u64).collect()
+}
+
+/// `batch` with a matrix shape after it.
+fn with_matrix(batch: &Shape, r: u64, c: u64) -> Shape {
+    let mut v: SmallVec<[u64; MAX_DIMS]> = batch.dims().iter().map(|d| *d as u64).collect();
+    v.extend([r, c]);
+    Shape::new(&v)
+}
+
+/// `x.expand(batch, r, c).reshape(-1, r, c)`: copies where expanded or permuted dimensions do not collapse.
+fn expand_and_fold(cx: &Cx, x: &Tensor, batch: &Shape) -> Tensor {
+    let (r, c) = (x.size(-2), x.size(-1));
+    let full = with_matrix(batch, r, c);
+    let off = full.ndim() - x.shape.ndim();
+    let mut st: Strides = [0; MAX_DIMS];
+    for (i, d) in x.shape.dims().iter().enumerate() {
+        let broadcast = *d == 1 && full.dims()[i + off] != 1;
+        st[i + off] = if broadcast { 0 } else { x.strides[i] };
+    }
+    reshape_raw(cx, &x.alias(full, st), Shape::new(&[batch.numel(), r, c]))
+}
+
+/// The unfolded path of matmul as one node: expand, reshape, bmm, `_unsafe_view`. Backward: mat2 first, then self.
+fn batched(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+    let batch = Shape::new(&lead(&a.shape)).broadcast(&Shape::new(&lead(&b.shape)));
+    let a3 = expand_and_fold(cx, a, &batch);
+    let b3 = expand_and_fold(cx, b, &batch);
+    let mut n = cx.node(OpId::BMM, &[a, b]);
+    let (need_a, need_b) = (n.need(0), n.need(1));
+    n.save_if(cx, need_a, &b3);
+    n.save_if(cx, need_b, &a3);
+    let y = product(cx, OpId::BMM, Shape::new(&[batch.numel(), a3.size(1), b3.size(2)]), &a3, &b3, false);
+    drop(b3);
+    drop(a3);
+    let y = unsafe_view(y, with_matrix(&batch, a.size(-2), b.size(-1)));
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let (sa, sb) = (s.inputs[0].shape, s.inputs[1].shape);
+        let g = g[0].take().expect("gradient");
+        let batch = Shape::new(&lead(&g.shape));
+        let (bs, r, k, c) = (batch.numel(), sa.size(-2), sa.size(-1), sb.size(-1));
+        let g = reshaped_grad(cx, g, Shape::new(&[bs, r, c]));
+        // the engine sums an expanded operand's gradient back to its shape
+        let back = |t: Tensor, r, c| {
+            let full = with_matrix(&batch, r, c);
+            t.alias(full, full.contiguous_strides())
+        };
+        let gb = s.need[1].then(|| back(product(cx, OpId::BMM, Shape::new(&[bs, k, c]), s.tensor(1), &g, false), k, c));
+        let ga = s.need[0].then(|| back(product(cx, OpId::BMM, Shape::new(&[bs, r, k]), &g, s.tensor(0), false), r, k));
+        smallvec![ga, gb]
+    })
+}
+
+/// `torch.bmm(a, b)`: its gradients are no views.
+pub fn bmm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+    let a = cx.lower(a);
+    let b = cx.lower(b);
+    let mut n = cx.node(OpId::BMM, &[&a, &b]);
+    let (need_a, need_b) = (n.need(0), n.need(1));
+    n.save_if(cx, need_a, &b);
+    n.save_if(cx, need_b, &a);
+    let y = product(cx, OpId::BMM, Shape::new(&[a.size(0), a.size(1), b.size(2)]), &a, &b, false);
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let g = g[0].take().expect("gradient");
+        let gb = s.need[1].then(|| product(cx, OpId::BMM, s.inputs[1].shape, s.tensor(1), &g, false));
+        let ga = s.need[0].then(|| product(cx, OpId::BMM, s.inputs[0].shape, &g, s.tensor(0), false));
+        smallvec![ga, gb]
+    })
+}
+
+/// `torch.baddbmm(c, a, b, beta, alpha)`; a factor other than 1 multiplies the gradient into a new tensor.
+/// Backward: batch1, batch2, self.
+pub fn baddbmm(cx: &Cx, c: &Tensor, a: &Tensor, b: &Tensor, beta: f64, alpha: f64) -> Tensor {
+    let c = cx.lower(c);
+    let a = cx.lower(a);
+    let b = cx.lower(b);
+    let mut n = cx.node(OpId::BADDBMM, &[&c, &a, &b]);
+    n.args([(beta != 1.0) as u64, (alpha != 1.0) as u64, 0, 0, 0, 0]);
+    let (need_a, need_b) = (n.need(1), n.need(2));
+    n.save_if(cx, need_b, &a);
+    n.save_if(cx, need_a, &b);
+    let y = product(cx, OpId::BADDBMM, Shape::new(&[a.size(0), a.size(1), b.size(2)]), &a, &b, false);
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let g = g[0].take().expect("gradient");
+        let scaled = |t: Tensor, by: u64| if by == 0 { t } else { cx.empty_like(OpId::MUL, &t, t.dtype) };
+        let ga =
+            s.need[1].then(|| scaled(product(cx, OpId::BMM, s.inputs[1].shape, &g, s.tensor(1), false), s.args[1]));
+        let gb =
+            s.need[2].then(|| scaled(product(cx, OpId::BMM, s.inputs[2].shape, s.tensor(0), &g, false), s.args[1]));
+        let gc = s.need[0].then(|| scaled(g, s.args[0]));
+        smallvec![gc, ga, gb]
+    })
+}
