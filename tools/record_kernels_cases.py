@@ -134,4 +134,72 @@ def embedding(rec):
             rec.case("embedding_dense_backward", dict(args, strided=n > 1), lambda: A.embedding_dense_backward(t, i, v, -1, False))
 
 
-GROUPS = dict(reduce=reduce, embedding=embedding)
+def norm(rec):
+    for dt in ("f32", "bf16", "f16"):
+        for m, n in ((16, 64), (128, 384), (127, 770), (4096, 768), (16384, 4096), (65536, 64), (65537, 64), (65537, 640), (65600, 1263), (131072, 1728), (131072, 2016),
+                     (200000, 128), (262144, 1312), (300000, 64), (300000, 33), (1000000, 16), (131072, 608), (131072, 640), (100000, 2112), (131072, 2048), (131072, 1280)):
+            x, w, b = E((m, n), dt), E((n,), dt), E((n,), dt)
+            a = dict(m=m, n=n, dtype=dt)
+            f = lambda: A.native_layer_norm(x, [n], w, b, 1e-5)
+            rec.case("layer_norm", a, f)
+            o, mean, rstd = f()
+            for mask in ([True, True, True], [True, True, False], [True, False, False], [False, True, True]):
+                rec.case("layer_norm_backward", dict(a, mask=mask), lambda: A.native_layer_norm_backward(o, x, [n], mean, rstd, w, b, mask))
+            f = lambda: A._fused_rms_norm(x, [n], w, 1e-5)
+            rec.case("rms_norm", a, f)
+            o, rstd = f()
+            for mask in ([True, True], [True, False]):
+                rec.case("rms_norm_backward", dict(a, mask=mask), lambda: A._fused_rms_norm_backward(o, x, [n], rstd, w, mask))
+        for b, c, s, g in ((8, 64, 1024, 32), (2, 320, 4096, 32), (1, 512, 49, 32), (4, 32, 25, 4), (16, 64, 1, 8), (256, 32, 9, 32)):
+            x, w, bias = E((b, c, s), dt), E((c,), dt), E((c,), dt)
+            a = dict(b=b, c=c, s=s, g=g, dtype=dt)
+            f = lambda: A.native_group_norm(x, w, bias, b, c, s, g, 1e-5)
+            rec.case("group_norm", a, f)
+            o, mean, rstd = f()
+            for mask in ([True, True, True], [False, True, True]):
+                rec.case("group_norm_backward", dict(a, mask=mask), lambda: A.native_group_norm_backward(o, x, mean, rstd, w, b, c, s, g, mask))
+        for shape in ((8, 64, 56, 56), (2, 512, 7, 7), (64, 128), (16, 64, 100), (256, 2048), (131073, 64, 1, 1), (5000, 100), (880802, 8, 1), (65536, 3, 2), (300, 1000, 1, 1), (4096, 30)):
+            for last in (False, True) if len(shape) == 4 else (False,):
+                for wd in {"f32", dt}:
+                    c = shape[1]
+                    x = E(shape, dt)
+                    if last:
+                        x = x.to(memory_format=torch.channels_last)
+                    w, b, rm, rv = (E((c,), wd) for _ in range(4))
+                    a = dict(shape=list(shape), dtype=dt, weight=wd, last=last)
+                    for train in (True, False):
+                        f = lambda: A._batch_norm_impl_index(x, w, b, rm, rv, train, 0.1, 1e-5, True)
+                        rec.case("batch_norm", dict(a, train=train), f)
+                        n = lambda: A.native_batch_norm(x, w, b, rm, rv, train, 0.1, 1e-5)
+                        rec.case("native_batch_norm", dict(a, train=train), n)
+                        if train:
+                            o, n = f(), n()
+                            rec.case("batch_norm_backward", a, lambda: A._batch_norm_impl_index_backward(o[4], x, o[0], w, rm, rv, o[1], o[2], True, 1e-5, [True] * 3, o[3]))
+                            rec.case("native_batch_norm_backward", a, lambda: A.native_batch_norm_backward(n[0], x, w, rm, rv, n[1], n[2], True, 1e-5, [True] * 3))
+
+
+def loss(rec):
+    for dt in ("f32", "bf16", "f16"):
+        for n, v in ((4096, 32000), (64, 1000), (8192, 50257), (128, 10)):
+            x, t = E((n, v), dt), E((n,), "i64")
+            rec.case("only_results", dict(op="softmax", n=n, v=v, dtype=dt, results=1), lambda: A._softmax(x, -1, False))
+            o = A._log_softmax(x, -1, False)
+            rec.case("only_results", dict(op="log_softmax", n=n, v=v, dtype=dt, results=1), lambda: A._log_softmax(x, -1, False))
+            rec.case("only_results", dict(op="log_softmax_backward", n=n, v=v, dtype=dt, results=1), lambda: A._log_softmax_backward_data(o, o, -1, x.dtype))
+            rec.case("softmax_backward", dict(n=n * v, dtype=dt), lambda: A._softmax_backward_data(o, o, -1, x.dtype))
+            for r in (0, 1, 2):
+                f = lambda: A.nll_loss_forward(o, t, None, r, -100)
+                rec.case("only_results", dict(op="nll", n=n, v=v, dtype=dt, reduction=r, results=2), f)
+                l, tw = f()
+                rec.case("only_results", dict(op="nll_backward", n=n, v=v, dtype=dt, reduction=r, results=1), lambda: A.nll_loss_backward(l, o, t, None, r, -100, tw))
+        for n in (64, 6400, 262144, 10000000):
+            for r in (0, 1, 2):
+                y, z, g = E((n,), dt), E((n,), dt), E((n,) if r == 0 else (), dt)
+                a = dict(n=n, dtype=dt, reduction=r)
+                rec.case("mse", a, lambda: A.mse_loss(y, z, r))
+                rec.case("only_results", dict(a, op="mse_backward", results=1), lambda: A.mse_loss_backward(g, y, z, r))
+                rec.case("smooth_l1", a, lambda: A.smooth_l1_loss(y, z, r))
+                rec.case("bce", a, lambda: A.binary_cross_entropy_with_logits(y, z, None, None, r))
+
+
+GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss)

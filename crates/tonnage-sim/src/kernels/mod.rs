@@ -9,6 +9,8 @@ mod cub;
 mod device;
 mod embedding;
 mod iter;
+mod loss;
+mod norm;
 mod reduce;
 mod steps;
 
@@ -18,5 +20,9 @@ pub use cub::{
 pub use device::KernelDevice;
 pub use embedding::embedding_dense_backward;
 pub use iter::Strided;
-pub use reduce::{ReduceKernel, ReduceOp, reduce, reduce_scratch};
+pub use loss::{Reduction, bce_with_logits, pointwise_loss, softmax_backward};
+pub use norm::{
+    BatchNorm, group_norm, group_norm_backward, layer_norm_backward, rms_norm_backward,
+};
+pub use reduce::{ReduceKernel, ReduceOp, reduce, reduce_into, reduce_scratch};
 pub use steps::{Slot, Step, Steps};

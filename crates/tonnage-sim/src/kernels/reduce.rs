@@ -256,6 +256,21 @@ pub fn reduce(
 ) -> Steps {
     let two = op == ReduceOp::ExtremeWithIndex;
     let mut steps = Steps::outputs(if two { 2 } else { 1 });
+    steps.extend(&reduce_into(op, x, input, dims, keepdim, out, dev), 0);
+    steps
+}
+
+/// [`reduce`] without its results: what happens after they are allocated.
+pub fn reduce_into(
+    op: ReduceOp,
+    x: &Strided,
+    input: ScalarType,
+    dims: u64,
+    keepdim: bool,
+    out: ScalarType,
+    dev: &KernelDevice,
+) -> Steps {
+    let mut steps = Steps::new();
     // low precision to fp32 is done inside the kernel, every other type change by a cast before it
     let inside = matches!(input, ScalarType::F16 | ScalarType::BF16) && out == ScalarType::F32;
     if op == ReduceOp::AnyAll && x.numel() == 1 {
@@ -276,7 +291,11 @@ pub fn reduce(
         steps.extend(&scratch, 0);
         steps.free(slot);
     } else {
-        let n = if two { 2 } else { 1 };
+        let n = if op == ReduceOp::ExtremeWithIndex {
+            2
+        } else {
+            1
+        };
         let scratch = reduce_scratch(x, dims, keepdim, &op.kernel(input, out), n, dev);
         steps.extend(&scratch, 0);
     }

@@ -34,6 +34,16 @@ impl Args<'_> {
             other => panic!("dtype {other:?}"),
         }
     }
+    pub fn mask(&self, i: usize) -> bool {
+        self.0["mask"][i].as_bool().expect("mask")
+    }
+    pub fn reduction(&self) -> Reduction {
+        match self.n("reduction") {
+            0 => Reduction::None,
+            1 => Reduction::Mean,
+            _ => Reduction::Sum,
+        }
+    }
     pub fn tensor(&self) -> Strided {
         let shape = self.list("shape");
         if self.0["strides"].is_null() {
@@ -63,7 +73,53 @@ pub fn rule(op: &str, a: &Args, dev: &KernelDevice) -> Steps {
             !a.flag("strided"),
             dev,
         ),
+        "layer_norm" => Steps::outputs(3),
+        "layer_norm_backward" => layer_norm_backward(
+            a.n("m"),
+            a.n("n"),
+            a.dtype("dtype"),
+            [a.mask(0), a.mask(1), a.mask(2)],
+            dev,
+        ),
+        "rms_norm" => Steps::outputs(2),
+        "rms_norm_backward" => rms_norm_backward(
+            a.n("m"),
+            a.n("n"),
+            a.dtype("dtype"),
+            [a.mask(0), a.mask(1)],
+            dev,
+        ),
+        "group_norm" => group_norm(a.n("b"), a.n("c"), a.n("s"), a.dtype("dtype"), true),
+        "group_norm_backward" => group_norm_backward(
+            a.n("b"),
+            a.n("c"),
+            a.n("s"),
+            a.n("g"),
+            a.dtype("dtype"),
+            [a.mask(0), a.mask(1), a.mask(2)],
+        ),
+        "batch_norm" => batch(a).forward(a.flag("train")),
+        "batch_norm_backward" => batch(a).backward(),
+        "native_batch_norm" => batch(a).native_forward(a.flag("train")),
+        "native_batch_norm_backward" => batch(a).native_backward(),
+        "only_results" => Steps::outputs(a.n("results") as u8),
+        "softmax_backward" => softmax_backward(a.n("n") * a.dtype("dtype").size()),
+        "mse" | "smooth_l1" => pointwise_loss(a.n("n"), a.dtype("dtype"), a.reduction(), dev),
+        "bce" => bce_with_logits(a.n("n"), a.dtype("dtype"), a.reduction(), dev),
         _ => panic!("no rule for {op}"),
+    }
+}
+
+fn batch(a: &Args) -> BatchNorm {
+    let shape = a.list("shape");
+    BatchNorm {
+        batch: shape[0],
+        channels: shape[1],
+        spatial: shape[2..].iter().product(),
+        dims: shape.len() as u32,
+        dtype: a.dtype("dtype"),
+        weight: a.dtype("weight"),
+        channels_last: a.flag("last"),
     }
 }
 
