@@ -61,21 +61,22 @@ pub fn cross_entropy_smoothed(cx: &Cx, logits: &Tensor, target: &Tensor, reducti
     let lp = log_softmax(cx, logits);
     let nll = nll_loss(cx, &lp, target, reduction);
     let per_row = sum(cx, &lp, &[1], false);
-    drop(lp);
     let smooth = neg(cx, &per_row);
     drop(per_row);
     let ignored = compare_scalar(cx, OpId::EQ, target);
     let smooth = masked_fill_(cx, smooth, &ignored);
-    let smooth = match reduction {
+    let ret = match reduction {
         Reduction::Mean => masked_mean(cx, &smooth, &ignored),
         _ => sum(cx, &smooth, &[], false),
     };
     // nllloss * (1 - e) + ret * (e / n_classes)
     let a = mul_scalar(cx, &nll);
-    let b = mul_scalar(cx, &smooth);
+    let b = mul_scalar(cx, &ret);
     let y = add(cx, &a, &b);
-    drop((b, a));
-    drop((ignored, smooth, nll));
+    // temporaries, then locals, the last made first
+    for t in [b, a, ret, ignored, smooth, nll, lp] {
+        drop(t);
+    }
     y
 }
 

@@ -10,7 +10,7 @@ use crate::shape::{Shape, elementwise_strides};
 use crate::tensor::Tensor;
 use smallvec::smallvec;
 use tonnage_units::ScalarType;
-use tonnage_units::ScalarType::{BF16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
+use tonnage_units::ScalarType::{Bool, F32, F64, I8, I16, I32, I64, U8};
 
 // ---- without history ------------------------------------------------------------------------------------------------------
 
