@@ -47,7 +47,7 @@ fn elementwise(ops: &[T]) -> Vec<u64> {
 fn elementwise_outputs_have_the_strides_of_torch() {
     let a = t(&[2, 3, 4, 5]);
     let cases: &[(&str, Vec<T>, &[u64])] = &[
-        ("a.transpose(1,2)+1", vec![a.t12()], &[60, 5, 20, 1]),
+        ("a.transpose(1,2)+1", vec![a.t12(), t(&[])], &[60, 5, 20, 1]),
         ("a.transpose(1,2)+empty(2,4,3,5)", vec![a.t12(), t(&[2, 4, 3, 5])], &[60, 5, 20, 1]),
         ("empty(2,4,3,5)+a.transpose(1,2)", vec![t(&[2, 4, 3, 5]), a.t12()], &[60, 15, 5, 1]),
         ("a.transpose(1,2)+empty(5)", vec![a.t12(), t(&[5])], &[60, 5, 20, 1]),
@@ -56,10 +56,10 @@ fn elementwise_outputs_have_the_strides_of_torch() {
         ("empty(1,3,4,5).transpose(1,2)*empty(1,1,3,5)", vec![t(&[1, 3, 4, 5]).t12(), t(&[1, 1, 3, 5])], &[60, 5, 20, 1]),
         ("empty(2,3,1,5).transpose(1,2)*empty(2,1,3,5)", vec![t(&[2, 3, 1, 5]).t12(), t(&[2, 1, 3, 5])], &[15, 15, 5, 1]),
         ("empty(2,1,4,5).transpose(1,2)*empty(2,1,1,5)", vec![t(&[2, 1, 4, 5]).t12(), t(&[2, 1, 1, 5])], &[20, 5, 20, 1]),
-        ("empty(2,1,5).expand(2,3,5)+1", vec![t(&[2, 1, 5]).expand(1, 3)], &[15, 5, 1]),
+        ("empty(2,1,5).expand(2,3,5)+1", vec![t(&[2, 1, 5]).expand(1, 3), t(&[])], &[15, 5, 1]),
         ("empty(2,1,5).expand(2,3,5)+empty(2,3,1)", vec![t(&[2, 1, 5]).expand(1, 3), t(&[2, 3, 1])], &[15, 5, 1]),
-        ("empty(2,3,8)[...,:4]+1", vec![t(&[2, 3, 8]).last(4)], &[12, 4, 1]),
-        ("empty(2,3,8).transpose(0,1)[...,:4]+1", vec![t(&[2, 3, 8]).permute(&[1, 0, 2]).last(4)], &[4, 12, 1]),
+        ("empty(2,3,8)[...,:4]+1", vec![t(&[2, 3, 8]).last(4), t(&[])], &[12, 4, 1]),
+        ("empty(2,3,8).transpose(0,1)[...,:4]+1", vec![t(&[2, 3, 8]).permute(&[1, 0, 2]).last(4), t(&[])], &[4, 12, 1]),
         ("-empty(2,3,4,8).transpose(1,2)[...,:4]", vec![t(&[2, 3, 4, 8]).t12().last(4)], &[48, 4, 16, 1]),
         ("empty_like(empty(2,4,1,3,5).expand(2,4,2,3,5))", vec![t(&[2, 4, 1, 3, 5]).expand(2, 2)], &[120, 30, 15, 5, 1]),
         ("empty_like(a.permute(3,1,0,2))", vec![a.permute(&[3, 1, 0, 2])], &[1, 20, 60, 5]),
@@ -72,18 +72,15 @@ fn elementwise_outputs_have_the_strides_of_torch() {
             vec![t(&[1, 1, 4, 4]), t(&[2, 3, 4, 4]).permute(&[0, 1, 3, 2]), t(&[])],
             &[48, 16, 4, 1],
         ),
-        ("empty(2,3,1,5).transpose(1,2)+1", vec![t(&[2, 3, 1, 5]).t12()], &[15, 5, 5, 1]),
+        ("empty(2,3,1,5).transpose(1,2)+1", vec![t(&[2, 3, 1, 5]).t12(), t(&[])], &[15, 5, 5, 1]),
         ("empty(2,3,1,5).transpose(1,2)+empty(2,1,3,5)", vec![t(&[2, 3, 1, 5]).t12(), t(&[2, 1, 3, 5])], &[15, 15, 5, 1]),
-        ("empty(1,1,3).permute(2,1,0)+1", vec![t(&[1, 1, 3]).permute(&[2, 1, 0])], &[1, 3, 3]),
+        ("empty(1,1,3).permute(2,1,0)+1", vec![t(&[1, 1, 3]).permute(&[2, 1, 0]), t(&[])], &[1, 3, 3]),
         ("empty(3,1,2).permute(2,1,0)+empty(2,1,3)", vec![t(&[3, 1, 2]).permute(&[2, 1, 0]), t(&[2, 1, 3])], &[1, 2, 2]),
     ];
     let mut wrong = Vec::new();
     for (name, ops, want) in cases {
         let got = elementwise(ops);
-        // strides of dimensions of size 1 are compared apart: they reach no allocation
-        let shape = ops.iter().skip(1).fold(ops[0].0, |s, o| s.broadcast(&o.0));
-        let differs = (0..want.len()).any(|i| shape.dims()[i] != 1 && got[i] != want[i]);
-        if differs {
+        if got != *want {
             wrong.push(format!("{name}: {got:?}, torch {want:?}"));
         }
     }
