@@ -202,4 +202,50 @@ def loss(rec):
                 rec.case("bce", a, lambda: A.binary_cross_entropy_with_logits(y, z, None, None, r))
 
 
-GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss)
+def sdpa(rec):
+    shapes = [(2, 12, 12, 512, 512, 64), (2, 12, 12, 150, 150, 64), (2, 12, 12, 77, 77, 80), (2, 32, 8, 512, 512, 128), (2, 8, 8, 512, 300, 96), (1, 4, 4, 333, 333, 256), (2, 12, 12, 1, 513, 64),
+              (2, 32, 8, 1, 513, 128), (1, 8, 8, 100, 100, 32), (1, 1, 1, 2048, 2048, 64), (1, 6, 6, 1024, 1024, 64), (8, 16, 16, 1024, 1024, 88), (1, 32, 32, 4096, 4096, 128), (1, 12, 1, 40, 72, 40),
+              (16, 12, 12, 128, 128, 64), (1, 8, 8, 1, 1024, 64), (1, 16, 16, 64, 4096, 112), (1, 3, 3, 200, 200, 160), (1, 4, 4, 129, 257, 192), (4, 8, 8, 512, 512, 256), (60, 4, 4, 130, 130, 256), (1, 2, 2, 31, 33, 8)]
+    for dt in ("f32", "bf16", "f16"):
+        for shape in shapes:
+            B, H, K, Sq, Sk, d = shape
+            for bshd in (False, True):
+                mk = lambda h, s: E((B, s, h, d), dt).transpose(1, 2) if bshd else E((B, h, s, d), dt)
+                q, k, v, g = mk(H, Sq), mk(K, Sk), mk(K, Sk), mk(H, Sq)
+                for causal, p in ((False, 0.0), (True, 0.0), (False, 0.1)):
+                    a = dict(shape=list(shape), dtype=dt, dropout=p > 0)
+                    if causal:
+                        a["causal"] = True
+                    # a copy is made where the data does not lie as [B, S, H, D]
+                    copy = not bshd and Sq > 1 and H > 1
+                    b = dict(a, gcopy=copy, ocopy=copy)
+                    if dt != "f32" and torch.cuda.get_device_capability()[0] >= 8:
+                        f = lambda: A._scaled_dot_product_flash_attention(q, k, v, p, causal, False)
+                        o = f()
+                        rec.case("flash", dict(a, bshd=bshd), lambda: (lambda o: (o[0], o[1], o[6], o[7]))(f()))
+                        rec.case("flash_backward", b, lambda: A._scaled_dot_product_flash_attention_backward(g, q, k, v, *o[:6], p, causal, o[6], o[7]))
+                    if dt != "f32" and torch.cuda.get_device_capability()[0] == 9 and d <= 128 and not causal:
+                        m = E((B, 1, Sq, Sk), dt)
+                        f = lambda: A._scaled_dot_product_cudnn_attention(q, k, v, m, True, p, causal, False)
+                        o = f()
+                        rec.case("cudnn_sdpa", dict(a, bshd=bshd), lambda: (lambda o: (o[0], o[1], o[6], o[7]))(f()))
+                        rec.case("cudnn_sdpa_backward", dict(a, bshd=bshd), lambda: A._scaled_dot_product_cudnn_attention_backward(g, q, k, v, o[0], o[1], o[6], o[7], m, *o[2:6], p, causal))
+                    if K == H and (dt != "bf16" or torch.cuda.get_device_capability()[0] >= 8):
+                        for m in (False, True) if not causal else (False,):
+                            bias = E((1, 1, Sq, (Sk + 7) // 8 * 8), dt)[..., :Sk].expand(B, H, Sq, Sk) if m else None
+                            f = lambda: A._scaled_dot_product_efficient_attention(q, k, v, bias, True, p, causal)
+                            rec.case("efficient", dict(a, mask=m, bshd=bshd), f)
+                            o = f()
+                            rec.case("efficient_backward", dict(b, mask=m, ocopy=False), lambda: A._scaled_dot_product_efficient_attention_backward(g, q, k, v, bias, *o, p, [True, True, True, False], causal))
+    for B, H, S, d in ((2, 4, 150, 64), (1, 4, 64, 32), (2, 8, 999, 64)):
+        for per_batch in (1, B):
+            q, m = E((B, H, S, d)), E((per_batch, 1, S, S), "bool")
+            with torch.no_grad():
+                rec.case("boolean_mask", dict(shape=[B, H, H, S, S, d], dtype="f32", rows=per_batch * S), lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=m))
+    for dt in ("f32", "bf16"):
+        for rows, width in ((1000, 150), (64, 4096), (3, 20000), (1, 100000)):
+            x = E((rows, width), dt)
+            rec.case("safe_softmax", dict(rows=rows, width=width, dtype=dt), lambda: A._safe_softmax(x, -1))
+
+
+GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss, sdpa=sdpa)

@@ -12,6 +12,7 @@ mod iter;
 mod loss;
 mod norm;
 mod reduce;
+mod sdpa;
 mod steps;
 
 pub use cub::{
@@ -25,4 +26,5 @@ pub use norm::{
     BatchNorm, group_norm, group_norm_backward, layer_norm_backward, rms_norm_backward,
 };
 pub use reduce::{ReduceKernel, ReduceOp, reduce, reduce_into, reduce_scratch};
+pub use sdpa::{Attention, boolean_mask, padded_mask_bytes, safe_softmax};
 pub use steps::{Slot, Step, Steps};

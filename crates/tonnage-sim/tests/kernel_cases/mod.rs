@@ -106,6 +106,14 @@ pub fn rule(op: &str, a: &Args, dev: &KernelDevice) -> Steps {
         "softmax_backward" => softmax_backward(a.n("n") * a.dtype("dtype").size()),
         "mse" | "smooth_l1" => pointwise_loss(a.n("n"), a.dtype("dtype"), a.reduction(), dev),
         "bce" => bce_with_logits(a.n("n"), a.dtype("dtype"), a.reduction(), dev),
+        "flash" => attention(a).flash_forward(dev),
+        "flash_backward" => attention(a).flash_backward(a.flag("gcopy"), a.flag("ocopy")),
+        "efficient" => attention(a).efficient_forward(true),
+        "efficient_backward" => attention(a).efficient_backward(a.flag("gcopy"), dev),
+        "cudnn_sdpa" => attention(a).cudnn_forward(),
+        "cudnn_sdpa_backward" => attention(a).cudnn_backward(),
+        "boolean_mask" => boolean_mask_case(a),
+        "safe_softmax" => safe_softmax(a.n("rows"), a.n("width"), a.dtype("dtype"), dev),
         _ => panic!("no rule for {op}"),
     }
 }
@@ -121,6 +129,36 @@ fn batch(a: &Args) -> BatchNorm {
         weight: a.dtype("weight"),
         channels_last: a.flag("last"),
     }
+}
+
+fn attention(a: &Args) -> Attention {
+    let s = a.list("shape");
+    Attention {
+        batch: s[0],
+        heads: s[1],
+        kv_heads: s[2],
+        q_len: s[3],
+        kv_len: s[4],
+        head_dim: s[5],
+        dtype: a.dtype("dtype"),
+        dropout: a.flag("dropout"),
+    }
+}
+
+/// A whole `F.scaled_dot_product_attention` with a boolean mask in fp32 without a graph.
+fn boolean_mask_case(a: &Args) -> Steps {
+    let (x, rows) = (attention(a), a.n("rows"));
+    let bytes = rows * x.kv_len * x.dtype.size();
+    let mut s = Steps::new();
+    let mask = s.inline(&boolean_mask(x.dtype), &[bytes])[0];
+    let mut pad = None;
+    if !x.kv_len.is_multiple_of(8) {
+        pad = s.alloc(padded_mask_bytes(rows, x.kv_len, x.dtype));
+        s.free(mask);
+    }
+    s.extend(&x.efficient_forward(false), 0);
+    s.free(if pad.is_some() { pad } else { mask });
+    s
 }
 
 fn reduction(op: ReduceOp, a: &Args, dev: &KernelDevice) -> Steps {
