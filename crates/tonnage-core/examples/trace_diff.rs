@@ -63,7 +63,7 @@ fn main() {
         spec.accumulate = Accumulate::OutOfPlace;
     }
     let sim = tonnage_core::simulate(&spec).expect("simulation");
-    let trace: Vec<Value> = s.lines().map(|l| serde_json::from_str(l).expect("an event")).collect();
+    let trace: Vec<Value> = s.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event")).filter(|t| t["ph"] != "end").collect();
     let describe = |t: &Value| {
         if t["e"] == "a" {
             format!("alloc {} {} B  {} {} {} {} {}", t["id"], t["req"], t["ph"], t["op"], t["mod"], t["nd"], t["cat"])

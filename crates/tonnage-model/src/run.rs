@@ -3,7 +3,8 @@
 use crate::net::{Kind, ModuleId, Net, ParamId};
 use crate::stack::Stack;
 use std::cell::RefCell;
-use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::OpId;
+use tonnage_sim::ops;
 use tonnage_sim::timeline::Category;
 use tonnage_sim::{Cx, ScalarType, Tensor};
 

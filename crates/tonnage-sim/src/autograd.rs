@@ -348,7 +348,10 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
         };
         drop(saved);
         n.validate(cx, &mut outs);
-        grads.clear();
+        // first to last, as a C++ vector's elements go (SmallVec::clear would go backwards)
+        for g in grads.iter_mut() {
+            drop(g.take());
+        }
         n.release();
         let next = n.next.borrow();
         for (i, e) in next.iter().enumerate() {

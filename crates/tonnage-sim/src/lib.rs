@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod context;
 pub mod kernels;
 pub mod ops;
+pub mod optim;
 pub mod shape;
 pub mod tensor;
 pub mod timeline;

@@ -3,7 +3,7 @@
 use super::IDS;
 use crate::spec::{Mask, Spec};
 use tonnage_model::arch::{Batch, Head};
-use tonnage_sim::ops::OpId;
+use tonnage_sim::OpId;
 use tonnage_sim::timeline::Category;
 use tonnage_sim::{Cx, ScalarType, Shape, Tensor};
 

@@ -8,7 +8,7 @@ use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::{Run, RunOptions, arch};
 use tonnage_sim::context::DeviceModel;
-use tonnage_sim::ops::OpId;
+use tonnage_sim::OpId;
 use tonnage_sim::timeline::{Phase, Timeline};
 use tonnage_sim::{Cx, ScalarType};
 
@@ -63,7 +63,12 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         (Work::Train, Loop::Trainer) => return Err(CoreError::Unsupported("the Trainer loop".into())),
         _ => return Err(CoreError::Unsupported("generation and plain forward calls".into())),
     };
-    Ok(Simulated { timeline: cx.take_timeline(), modules, param_count, trainable_count, param_bytes, buffer_bytes, managed_bytes })
+    let mut timeline = cx.take_timeline();
+    // tear-down is not part of the job
+    if let Some(end) = timeline.marks.iter().find(|m| m.phase == Phase::End) {
+        timeline.events.truncate(end.at);
+    }
+    Ok(Simulated { timeline, modules, param_count, trainable_count, param_bytes, buffer_bytes, managed_bytes })
 }
 
 

@@ -255,7 +255,7 @@ impl Arch for Llama {
             drop(sin);
             x
         });
-        let kept = ops::slice(cx, &h, 1, s);
+        let kept = ops::slice(cx, &h, 1, 0, s);
         let logits = self.head.forward(m, &kept);
         drop(kept);
         let loss = batch.labels.as_ref().map(|l| common::loss::causal_lm(m, &logits, l));

@@ -1,7 +1,8 @@
 //! The loss of causal language models (transformers 5.17, src/transformers/loss/loss_utils.py, ForCausalLMLoss).
 
 use crate::run::Run;
-use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::OpId;
+use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// fp32 logits, labels padded by one and shifted, mean cross entropy.
@@ -11,11 +12,11 @@ pub fn causal_lm(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
     let l32 = ops::to_dtype(cx, logits, ScalarType::F32);
     let padded = cx.empty(OpId::PAD, Shape::new(&[b, s + 1]), ScalarType::I64);
     debug_assert_eq!(labels.numel(), b * s);
-    let shifted = ops::contiguous(cx, &ops::slice(cx, &padded, 1, s));
+    let shifted = ops::contiguous(cx, &ops::slice(cx, &padded, 1, 1, s));
     let flat = ops::view(cx, &l32, Shape::new(&[b * s, v]));
     let target = ops::view(cx, &shifted, Shape::new(&[b * s]));
     drop(shifted);
-    let loss = ops::cross_entropy(cx, &flat, &target);
+    let loss = ops::cross_entropy(cx, &flat, &target, ops::Reduction::Mean);
     // frame locals in first-assignment order: logits, labels, shift_labels
     drop(flat);
     drop(l32);

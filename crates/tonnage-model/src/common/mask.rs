@@ -2,7 +2,8 @@
 
 use crate::arch::Batch;
 use crate::run::Run;
-use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::OpId;
+use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// `torch.arange(S) + past` as [1, S] int64 (the sum is a new tensor).

@@ -1,7 +1,8 @@
 //! Rotary position embeddings (transformers 5.17, src/transformers/models/llama/modeling_llama.py).
 
 use crate::run::Run;
-use tonnage_sim::ops::{self, OpId};
+use tonnage_sim::OpId;
+use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// `LlamaRotaryEmbedding.forward`: cos and sin as [1, S, dim] in `dtype`; computed in fp32 without autocast or gradients.
@@ -34,8 +35,8 @@ pub fn tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) 
 pub fn rotate_half(m: &Run, x: &Tensor) -> Tensor {
     let cx = &m.cx;
     let half = x.size(-1) / 2;
-    let x1 = ops::slice(cx, x, -1, half);
-    let x2 = ops::slice(cx, x, -1, half);
+    let x1 = ops::slice(cx, x, -1, 0, half);
+    let x2 = ops::slice(cx, x, -1, half, half);
     let n = ops::neg(cx, &x2);
     let y = ops::cat(cx, &[&n, &x1], -1);
     drop(n);
