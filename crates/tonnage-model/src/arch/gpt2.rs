@@ -139,12 +139,11 @@ fn gelu_new(m: &Run, x: &Tensor) -> Tensor {
 }
 
 impl Block {
-    fn attention(&self, m: &Run, x: Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
         let cx = &m.cx;
         let (b, s, d) = (x.size(0), x.size(1), x.size(2));
         let shape = Shape::new(&[b, s, self.heads, d / self.heads]);
-        let qkv = self.c_attn.forward(m, &x);
-        drop(x);
+        let qkv = self.c_attn.forward(m, x);
         let parts = ops::split(cx, &qkv, &[d, d, d], 2);
         drop(qkv);
         let head = |t: &Tensor| ops::transpose(cx, &ops::view(cx, t, shape), 1, 2);
@@ -163,9 +162,9 @@ impl Block {
         self.resid.forward(m, &y)
     }
 
-    fn mlp(&self, m: &Run, x: Tensor) -> Tensor {
-        let h = self.c_fc.forward(m, &x);
-        drop(x);
+    fn mlp(&self, m: &Run, x: &Tensor) -> Tensor {
+        // hidden_states is rebound line by line
+        let h = self.c_fc.forward(m, x);
         let a = m.within(self.act_id, || gelu_new(m, &h));
         drop(h);
         let y = self.mlp_proj.forward(m, &a);
@@ -176,11 +175,13 @@ impl Block {
     fn forward(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
         m.within(self.id, || {
             let h = self.ln_1.forward(m, x);
-            let a = m.within(self.attn_id, || self.attention(m, h, mask));
+            let a = m.within(self.attn_id, || self.attention(m, &h, mask));
             let x2 = ops::add(&m.cx, &a, x);
+            drop(h);
             let h = self.ln_2.forward(m, &x2);
-            let f = m.within(self.mlp_id, || self.mlp(m, h));
+            let f = m.within(self.mlp_id, || self.mlp(m, &h));
             let y = ops::add(&m.cx, &x2, &f);
+            drop(h);
             drop(x2);
             drop(a);
             drop(f);

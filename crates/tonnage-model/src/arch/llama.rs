@@ -171,12 +171,12 @@ impl Layer {
         ops::transpose(&m.cx, &v, 1, 2)
     }
 
-    fn attention(&self, m: &Run, x: Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(&self, m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
         let cx = &m.cx;
         let (b, s) = (x.size(0), x.size(1));
-        let mut q = self.heads(m, &x, &self.q, self.q_norm.as_ref());
-        let mut k = self.heads(m, &x, &self.k, self.k_norm.as_ref());
-        let v = self.heads(m, &x, &self.v, None);
+        let mut q = self.heads(m, x, &self.q, self.q_norm.as_ref());
+        let mut k = self.heads(m, x, &self.k, self.k_norm.as_ref());
+        let v = self.heads(m, x, &self.v, None);
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
@@ -184,7 +184,6 @@ impl Layer {
         let o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
         let y = self.o.forward(m, &o);
         drop(o);
-        drop(x);
         drop(q);
         drop(k);
         drop(v);
@@ -198,28 +197,29 @@ impl Layer {
         }
     }
 
-    fn feed_forward(&self, m: &Run, x: Tensor) -> Tensor {
-        let g = self.gate.forward(m, &x);
+    fn feed_forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        let g = self.gate.forward(m, x);
         let a = ops::silu(&m.cx, &g);
         drop(g);
-        let u = self.up.forward(m, &x);
+        let u = self.up.forward(m, x);
         let p = ops::mul(&m.cx, &a, &u);
         drop(a);
         drop(u);
         let y = self.down.forward(m, &p);
         drop(p);
-        drop(x);
         y
     }
 
     fn forward(&self, m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
         m.within(self.id, || {
             let h = self.input_norm.forward(m, x);
-            let a = m.within(self.attn, || self.attention(m, h, cos, sin, mask));
+            let a = m.within(self.attn, || self.attention(m, &h, cos, sin, mask));
+            drop(h);
             let x2 = ops::add(&m.cx, x, &a);
             drop(a);
             let h = self.post_norm.forward(m, &x2);
-            let f = m.within(self.mlp, || self.feed_forward(m, h));
+            let f = m.within(self.mlp, || self.feed_forward(m, &h));
+            drop(h);
             let y = ops::add(&m.cx, &x2, &f);
             drop(f);
             drop(x2);

@@ -27,7 +27,9 @@ fn bshd(cx: &Cx, op: OpId, q: &Tensor) -> Tensor {
 
 /// q, k, v [B, heads, S, d].
 pub fn sdpa(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, a: &SdpaArgs) -> Tensor {
-    let (q, k, v) = (&cx.lower(q), &cx.lower(k), &cx.lower(v));
+    let v = &cx.lower(v);
+    let k = &cx.lower(k);
+    let q = &cx.lower(q);
     let _ = a;
     let (b, h, s) = (q.size(0), q.size(1), q.size(2));
     if q.dtype == ScalarType::F32 {

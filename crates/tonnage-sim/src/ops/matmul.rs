@@ -169,9 +169,10 @@ fn unbiased(cx: &Cx, x: &Tensor, w: &Tensor) -> Tensor {
 
 /// `F.linear(x, w, bias)` with `w` [out, in] (Linear.cpp, linear).
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let x = cx.lower(x);
-    let w = cx.lower(w);
+    // the wrapper's arguments are evaluated last to first
     let b = bias.map(|b| cx.lower(b));
+    let w = cx.lower(w);
+    let x = cx.lower(x);
     match &b {
         None => unbiased(cx, &x, &w),
         Some(b) if x.shape.ndim() == 2 || x.is_contiguous() => affine(cx, b, &x, &w, true),
@@ -185,16 +186,16 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor 
 
 /// `addmm(bias, x, w)` with `w` [in, out] (transformers' Conv1D); an `x` of more dimensions is viewed as a matrix and the result back.
 pub fn addmm(cx: &Cx, bias: &Tensor, x: &Tensor, w: &Tensor) -> Tensor {
-    let b = cx.lower(bias);
-    let x = cx.lower(x);
     let w = cx.lower(w);
+    let x = cx.lower(x);
+    let b = cx.lower(bias);
     affine(cx, &b, &x, &w, false)
 }
 
 /// `torch.mm(a, b)`.
 pub fn mm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
-    let a = cx.lower(a);
     let b = cx.lower(b);
+    let a = cx.lower(a);
     folded(cx, &a, &b, false)
 }
 
@@ -202,8 +203,8 @@ pub fn mm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
 
 /// `a @ b` for matrices and batches of them (LinearAlgebra.cpp, _matmul_impl).
 pub fn matmul(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
-    let a = cx.lower(a);
     let b = cx.lower(b);
+    let a = cx.lower(a);
     debug_assert!(a.shape.ndim() >= 2 && b.shape.ndim() >= 2, "matmul of vectors is not covered");
     if b.shape.ndim() == 2 && should_fold(cx, &a, &b) { folded(cx, &a, &b, false) } else { batched(cx, &a, &b) }
 }
@@ -265,8 +266,8 @@ fn batched(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
 
 /// `torch.bmm(a, b)`: its gradients are no views.
 pub fn bmm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
-    let a = cx.lower(a);
     let b = cx.lower(b);
+    let a = cx.lower(a);
     let mut n = cx.node(OpId::BMM, &[&a, &b]);
     let (need_a, need_b) = (n.need(0), n.need(1));
     n.save_if(cx, need_a, &b);
@@ -283,9 +284,9 @@ pub fn bmm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
 /// `torch.baddbmm(c, a, b, beta, alpha)`; a factor other than 1 multiplies the gradient into a new tensor.
 /// Backward: batch1, batch2, self.
 pub fn baddbmm(cx: &Cx, c: &Tensor, a: &Tensor, b: &Tensor, beta: f64, alpha: f64) -> Tensor {
-    let c = cx.lower(c);
-    let a = cx.lower(a);
     let b = cx.lower(b);
+    let a = cx.lower(a);
+    let c = cx.lower(c);
     let mut n = cx.node(OpId::BADDBMM, &[&c, &a, &b]);
     n.args([(beta != 1.0) as u64, (alpha != 1.0) as u64, 0, 0, 0, 0]);
     let (need_a, need_b) = (n.need(1), n.need(2));
