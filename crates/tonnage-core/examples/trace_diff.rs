@@ -51,7 +51,7 @@ fn main() {
             None => plain = true,
             Some((k, v)) => {
                 let mut d = &mut r["config"];
-                for part in k.split('.') {
+                for part in k.trim_start_matches("config.").split('.') {
                     d = &mut d[part];
                 }
                 *d = serde_json::from_str(v).unwrap_or(Value::String(v.into()));

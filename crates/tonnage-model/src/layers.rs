@@ -129,8 +129,8 @@ impl RmsNorm {
             let r = ops::rsqrt(cx, &eps);
             drop(eps);
             let h = ops::mul(cx, &f, &r);
-            drop(f);
             drop(r);
+            drop(f);
             let low = ops::to_dtype(cx, &h, x.dtype);
             let y = ops::mul(cx, m.weight(self.weight), &low);
             drop(low);

@@ -36,6 +36,12 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// The end of the generated `apply`: its unpacked locals die in reverse order.
+    fn finish(mut self) {
+        while let Some(t) = self.t.pop() {
+            drop(t);
+        }
+    }
     /// Saved tensor `i`; a bug of the operator if it was not kept.
     #[inline]
     pub fn tensor(&self, i: usize) -> &Tensor {
@@ -341,15 +347,18 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
             continue;
         }
         let saved = n.unpack(cx);
+        // the incoming gradients outlive the call whatever it does with its handles
+        let mut held = grads.clone();
         let mut outs = match &n.kind {
             Kind::Operator(f) => f(cx, &saved, &mut grads),
             Kind::Custom(c) => c.backward(cx, &saved, &mut grads),
             Kind::Accumulate => unreachable!(),
         };
-        drop(saved);
+        saved.finish();
         n.validate(cx, &mut outs);
         // first to last, as a C++ vector's elements go (SmallVec::clear would go backwards)
-        for g in grads.iter_mut() {
+        drop(grads);
+        for g in held.iter_mut() {
             drop(g.take());
         }
         n.release();

@@ -140,6 +140,7 @@ impl Key {
             cx.0.hooks.borrow_mut().pop();
             f.done.set(true);
         }
-        f.tensors.borrow()[self.index as usize].clone()
+        // the graph is not retained: the frame forgets a tensor once it is handed out
+        f.tensors.borrow_mut()[self.index as usize].take()
     }
 }

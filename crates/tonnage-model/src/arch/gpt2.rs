@@ -151,12 +151,12 @@ impl Block {
         drop(parts);
         let dropout = if m.training { self.attn_pdrop } else { 0.0 };
         let args = SdpaArgs { mask: mask.cloned(), dropout, is_causal: mask.is_none(), enable_gqa: false, scale_given: true };
-        let o = ops::sdpa(cx, &q, &k, &v, &args);
-        let o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+        let mut o = ops::sdpa(cx, &q, &k, &v, &args);
+        o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
         drop(q);
         drop(k);
         drop(v);
-        let o = ops::reshape(cx, &o, Shape::new(&[b, s, d]));
+        o = ops::reshape(cx, &o, Shape::new(&[b, s, d]));
         let y = self.c_proj.forward(m, &o);
         drop(o);
         self.resid.forward(m, &y)
@@ -204,8 +204,11 @@ impl Arch for Gpt2 {
             x = self.drop.forward(m, &x);
             for blk in &self.blocks {
                 x = if m.options.checkpoint && m.training {
-                    let (blk, m2, mask) = (blk.clone(), m.clone(), mask.clone());
-                    cx.checkpoint(vec![x], move |_, t| blk.forward(&m2, &t[0], mask.as_ref()))
+                    let (blk, m2, mask, pos) = (blk.clone(), m.clone(), mask.clone(), pos.clone());
+                    cx.checkpoint(vec![x], move |_, t| {
+                        let _kwargs = &pos;
+                        blk.forward(&m2, &t[0], mask.as_ref())
+                    })
                 } else {
                     blk.forward(m, &x, mask.as_ref())
                 };

@@ -180,14 +180,13 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
-        let o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
-        let o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
-        let y = self.o.forward(m, &o);
-        drop(o);
+        let mut o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
+        o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
+        o = self.o.forward(m, &o);
         drop(q);
         drop(k);
         drop(v);
-        y
+        o
     }
 
     fn o_in(&self, m: &Run) -> u64 {
@@ -241,8 +240,13 @@ impl Arch for Llama {
             let mut x = emb.clone();
             for l in &self.layers {
                 x = if m.options.checkpoint && m.training {
-                    let (l, m2, mask, cos, sin) = (l.clone(), m.clone(), mask.clone(), cos.clone(), sin.clone());
-                    cx.checkpoint(vec![x], move |_, t| l.forward(&m2, &t[0], &cos, &sin, mask.as_ref()))
+                    let (l, m2) = (l.clone(), m.clone());
+                    // in the order in which the keyword arguments die
+                    let kwargs = (mask.clone(), sin.clone(), cos.clone(), pos.clone());
+                    cx.checkpoint(vec![x], move |_, t| {
+                        let kwargs = &kwargs;
+                        l.forward(&m2, &t[0], &kwargs.2, &kwargs.1, kwargs.0.as_ref())
+                    })
                 } else {
                     l.forward(m, &x, &cos, &sin, mask.as_ref())
                 };

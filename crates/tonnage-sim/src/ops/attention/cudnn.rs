@@ -1,0 +1,63 @@
+//! cuDNN attention (torch 2.11, transformers/cuda/attention.cu, native/cudnn/MHA.cpp). The plans' own workspaces are not known: 0.
+
+use super::{call, layout_like, wanted};
+use crate::autograd::Grads;
+use crate::context::Cx;
+use crate::ops::op::OpId;
+use crate::shape::{Shape, elementwise_strides, same_strides};
+use crate::tensor::Tensor;
+use tonnage_units::ScalarType::{F32, I64};
+
+/// Seed, offset, the output (it lies in memory as q does), and in training logsumexp. Keeps mask, k, q, v, logsumexp, output, offset, seed.
+pub(super) fn cudnn(
+    cx: &Cx,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    dropout: f64,
+    train: bool,
+) -> Tensor {
+    let op = OpId::SDPA_CUDNN;
+    let mut n = cx.node(op, &[q, k, v]);
+    n.args([(dropout > 0.0) as u64, 0, 0, 0, 0, 0]);
+    match mask {
+        Some(m) => n.save(cx, m),
+        None => n.skip(),
+    }
+    for t in [k, q, v] {
+        n.save(cx, t);
+    }
+    let seed = cx.empty(op, Shape::new(&[]), I64);
+    let offset = cx.empty(op, Shape::new(&[]), I64);
+    let dv = v.size(3);
+    let shape = q.shape.with(-1, dv);
+    let st = elementwise_strides(&shape, &[(&shape, &q.strides)]);
+    let y = cx.empty_strided(op, shape, st, q.dtype);
+    let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
+    let lse = train.then(|| cx.empty(op, rows, F32));
+    match &lse {
+        Some(t) => n.save(cx, t),
+        None => n.skip(),
+    }
+    for t in [&y, &offset, &seed] {
+        n.save(cx, t);
+    }
+    drop(lse);
+    drop(seed);
+    drop(offset);
+    n.finish(cx, y, |cx, s, g| -> Grads {
+        let op = OpId::SDPA_CUDNN_BACKWARD;
+        let g = g[0].as_ref().expect("gradient");
+        let (k, q, v, out) = (s.tensor(1), s.tensor(2), s.tensor(3), s.tensor(5));
+        // a gradient of another layout than the output is copied
+        let copy = (!same_strides(&g.shape, &g.strides, &out.strides)).then(|| cx.raw(op, g.nbytes()));
+        let steps = call(q, k, q.size(3), s.args[0] as f64).cudnn_backward();
+        let grads = cx.play(op, &steps, |i| {
+            let t = [q, k, v][i];
+            (t.shape, layout_like(t, t.size(3)), t.dtype)
+        });
+        drop(copy);
+        wanted(s, grads.into_iter().map(Some).collect())
+    })
+}
