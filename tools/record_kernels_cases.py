@@ -248,4 +248,71 @@ def sdpa(rec):
             rec.case("safe_softmax", dict(rows=rows, width=width, dtype=dt), lambda: A._safe_softmax(x, -1))
 
 
-GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss, sdpa=sdpa)
+def gemm(rec):
+    def fresh(*case):
+        torch._C._cuda_clearCublasWorkspaces()  # so that the case makes its workspaces
+        rec.case(*case)
+
+    for dt in ("f32", "bf16", "f16", "f64"):
+        for m, n, k in ((64, 16, 32), (1, 16, 32), (64, 1, 32), (64, 16, 1), (64, 2, 2), (2, 16, 32), (64, 17, 33), (1, 1, 32), (4096, 2304, 768)):
+            x, w, b, full, wide = E((m, k), dt), E((n, k), dt), E((n,), dt), E((m, n), dt), E((2 * n,), dt)
+            a = dict(m=m, n=n, k=k, dtype=dt, row=True, beta1=True)
+            fresh("linear", a, lambda: torch.nn.functional.linear(x, w, b))
+            fresh("addmm", dict(a, bias="[n]"), lambda: torch.addmm(b, x, w.t()))
+            fresh("addmm", dict(a, bias="[1,n]"), lambda: torch.addmm(b[None], x, w.t()))
+            fresh("addmm", dict(a, bias="[m,n]", row=m == 1), lambda: torch.addmm(full, x, w.t()))
+            fresh("addmm", dict(a, bias="strided", row=n == 1), lambda: torch.addmm(wide[::2], x, w.t()))
+            fresh("addmm", dict(a, bias="scalar", row=n == 1), lambda: torch.addmm(b[0], x, w.t()))
+            fresh("addmm", dict(a, beta1=False), lambda: torch.addmm(b, x, w.t(), beta=0.5))
+            fresh("addmm", dict(a, alpha=2), lambda: torch.addmm(b, x, w.t(), alpha=2))
+            fresh("mm", a, lambda: torch.mm(x, w.t()))
+    torch.mm(E((8, 8)), E((8, 8)))
+    for dt in ("bf16", "f32"):
+        for s, k, n, g in ((64, 32, 48, 4), (4096, 1024, 2048, 8), (512, 256, 256, 33), (100, 64, 64, 128)):
+            x, w, wt, offs, go = E((s, k), dt), E((g, k, n), dt), E((g, n, k), dt).transpose(-2, -1), E((g,), "i32"), E((s, n), dt)
+            a = dict(groups=g, s=s, k=k, n=n, dtype=dt)
+            rec.case("grouped_mm", a, lambda: torch._grouped_mm(x, w, offs))
+            rec.case("grouped_mm", dict(a, transposed=True), lambda: torch._grouped_mm(x, wt, offs))
+            rec.case("grouped_mm", dict(a, of="weight"), lambda: torch._grouped_mm(x.t(), go, offs))
+
+
+def index(rec):
+    F = torch.nn.functional
+    for dt in ("f32", "i64", "i32", "bf16"):
+        for rows, width in ((64, 8), (4096, 64), (100, 4000), (1, 16), (1, 2048), (1, 4096), (1, 4097), (1, 8192), (1, 65536), (1, 300000), (1, 10000000)):
+            if rows == 1 and width > 4096 and dt == "bf16":
+                continue
+            x = E((rows, width) if rows > 1 else (width,), dt)
+            for stable in (False, True):
+                rec.case("sort", dict(rows=rows, width=width, dtype=dt, stable=stable), lambda: A.sort.stable(x, stable=stable, dim=-1, descending=False))
+    for n in (8, 128, 1000, 4096, 65536, 300000, 10000000):
+        for dt, out in (("i64", "i64"), ("i32", "i64"), ("bool", "i64"), ("i32", "i32"), ("i64", "i32"), ("f32", "f32"), ("bool", "i32")):
+            x, m = E((n,), dt), E((4, n), dt)
+            rec.case("cumsum", dict(n=n, dtype=dt, out=out, whole=True), lambda: A.cumsum(x, 0, dtype=DT[out]))
+            rec.case("cumsum", dict(n=4 * n, dtype=dt, out=out, whole=False), lambda: A.cumsum(m, 1, dtype=DT[out]))
+        for dt in ("bool", "i64", "f32"):
+            x = E((n,), dt)
+            rec.case("nonzero", dict(n=n, dtype=dt), lambda: A.nonzero(x))
+    for n in (2, 10, 1000, 2304, 2305, 3000, 4096, 10000, 100000, 1000000):
+        for rows, cols in ((50000, 16), (200, 64), (4096, 8), (70000, 4)):
+            x, i, y = E((rows, cols)), E((n,), "i64"), E((n, cols))
+            j, z = E((n,), "i64"), E((n,))
+            for checked in (False, True):
+                a = dict(n=n, rows=rows, cols=cols, checked=checked)
+                rec.case("index_put", dict(a, k=1, slots=rows), lambda: (A._index_put_impl_(x, [i], y, True, not checked), None)[1])
+                rec.case("index_put", dict(a, k=2, slots=rows * cols), lambda: (A._index_put_impl_(x, [i, j], z, True, not checked), None)[1])
+    for dt in ("f32", "bf16"):
+        x, p, g, m = E((4096, 64), dt), E((4096, 4), "i64"), E((4096, 4), dt), E((4096, 64), "bool")
+        rows, y, hist = E((1000,), "i64"), E((1000, 64), dt), E((8192,), "i32")
+        calls = dict(
+            topk=lambda: A.topk(x, 4), topk_unsorted=lambda: A.topk(x, 8, -1, True, False), gather=lambda: A.gather(x, 1, p), scatter_add=lambda: A.scatter_add(x, 1, p, g), index=lambda: A.index(x, [rows]),
+            index_add=lambda: A.index_add(x, 0, rows, y), index_select=lambda: A.index_select(x, 0, rows), masked_fill=lambda: A.masked_fill(x, m, 0.0), where=lambda: A.where(m, x, x),
+            scatter_inplace=lambda: (A.scatter_(x, 1, p, g), None)[1], index_add_inplace=lambda: (x.index_add_(0, rows, y), None)[1], masked_fill_inplace=lambda: (x.masked_fill_(m, 0.0), None)[1],
+            index_put=lambda: (A.index_put_(x, [rows], y, False), None)[1], one_hot=lambda: F.one_hot(p, 64), histc=lambda: torch.histc(hist, 64, 0, 63),
+            tril=lambda: x.tril(), triu=lambda: x.triu(1), repeat_interleave=lambda: x.repeat_interleave(2, 0), cat=lambda: torch.cat([x, x]), stack=lambda: torch.stack([x, x]))
+        for name, call in calls.items():
+            rec.case("only_results", dict(op=name, dtype=dt, results=0 if "inplace" in name or name == "index_put" else 2 if "topk" in name else 1), call)
+        rec.case("dropout", dict(dtype=dt), lambda: A.native_dropout(x, 0.1, True))
+
+
+GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss, sdpa=sdpa, gemm=gemm, index=index)

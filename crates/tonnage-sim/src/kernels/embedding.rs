@@ -35,7 +35,7 @@ pub fn embedding_dense_backward(
     let sorted = s.alloc(indices * 8);
     let original = s.alloc(indices * 8);
     let range = s.alloc(indices * 8);
-    s.scratch(radix_sort_pairs_temp(indices, 8, 8, dev));
+    s.scratch(radix_sort_pairs_temp(indices, 8, 64, dev));
     s.free(range);
     s.output(0);
     let segment_offsets = s.alloc(indices * 8);

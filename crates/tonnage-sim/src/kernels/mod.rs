@@ -8,6 +8,8 @@
 mod cub;
 mod device;
 mod embedding;
+mod gemm;
+mod index;
 mod iter;
 mod loss;
 mod norm;
@@ -16,10 +18,13 @@ mod sdpa;
 mod steps;
 
 pub use cub::{
-    exclusive_scan_temp, radix_sort_pairs_temp, radix_sort_tile, scan_temp, unique_by_key_temp,
+    exclusive_scan_temp, flag_sum_temp, inclusive_scan_temp, radix_sort_pairs_temp,
+    radix_sort_tile, scan_temp, select_temp, unique_by_key_temp,
 };
 pub use device::KernelDevice;
 pub use embedding::embedding_dense_backward;
+pub use gemm::{CUBLASLT_WORKSPACE, addmm_uses_lt, cublas_workspace, grouped_mm};
+pub use index::{cumsum, index_put_accumulate, nonzero, sort};
 pub use iter::Strided;
 pub use loss::{Reduction, bce_with_logits, pointwise_loss, softmax_backward};
 pub use norm::{

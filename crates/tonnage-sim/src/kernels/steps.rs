@@ -63,13 +63,13 @@ impl Steps {
     /// Plays another script inside this one; its result i becomes a temporary of `sizes[i]` bytes,
     /// whose slots are returned in the order of the results (`None` where it was not allocated).
     pub fn inline(&mut self, other: &Steps, sizes: &[u64]) -> SmallVec<[Option<Slot>; 4]> {
-        let base = self.next;
-        self.next += other.next;
+        let mut slots: SmallVec<[Option<Slot>; 16]> =
+            SmallVec::from_elem(None, other.next as usize);
         let mut results: SmallVec<[Option<Slot>; 4]> = SmallVec::from_elem(None, sizes.len());
         for step in &other.list {
             match *step {
-                Step::Alloc(s, b) => self.list.push(Step::Alloc(base + s, b)),
-                Step::Free(s) => self.list.push(Step::Free(base + s)),
+                Step::Alloc(s, b) => slots[s as usize] = self.alloc(b),
+                Step::Free(s) => self.free(slots[s as usize]),
                 Step::Output(i) => results[i as usize] = self.alloc(sizes[i as usize]),
             }
         }

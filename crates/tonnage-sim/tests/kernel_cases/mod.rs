@@ -114,6 +114,29 @@ pub fn rule(op: &str, a: &Args, dev: &KernelDevice) -> Steps {
         "cudnn_sdpa_backward" => attention(a).cudnn_backward(),
         "boolean_mask" => boolean_mask_case(a),
         "safe_softmax" => safe_softmax(a.n("rows"), a.n("width"), a.dtype("dtype"), dev),
+        "addmm" | "linear" | "mm" => {
+            let mut s = Steps::outputs(1);
+            s.alloc(cublas_workspace(dev));
+            if op != "mm" && addmm_uses_lt(a.n("n"), a.n("k"), a.flag("row"), a.flag("beta1")) {
+                s.alloc(CUBLASLT_WORKSPACE);
+            }
+            s
+        }
+        "grouped_mm" => grouped_mm(a.n("groups"), a.dtype("dtype") == ScalarType::BF16, dev),
+        "sort" => sort(a.n("rows"), a.n("width"), a.dtype("dtype"), dev).expect("covered"),
+        "cumsum" => {
+            cumsum(a.n("n"), a.dtype("dtype"), a.dtype("out"), a.flag("whole")).expect("covered")
+        }
+        "nonzero" => nonzero(a.n("n"), 1, 0, dev),
+        "index_put" => {
+            index_put_accumulate(a.n("k"), a.n("n"), a.n("slots"), a.flag("checked"), dev)
+        }
+        "dropout" => {
+            let mut s = Steps::new();
+            s.output(1);
+            s.output(0);
+            s
+        }
         _ => panic!("no rule for {op}"),
     }
 }
