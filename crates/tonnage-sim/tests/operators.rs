@@ -1,11 +1,11 @@
 //! Elementwise and view operators against the allocator's history of the framework (tools/record_operators.py): forward, backward,
 //! then the result and the gradients go.
 
+use ScalarType::{BF16, Bool, F32};
 use tonnage_sim::autograd::backward_with;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_sim::ops::{self, op::OpId};
 use tonnage_sim::{Accumulate, Cx, DeviceModel, EventKind, ScalarType, Shape, Tensor};
-use ScalarType::{BF16, Bool, F32};
 
 const RECORDED: &str = include_str!("fixtures/operators.txt");
 const A: &[u64] = &[2, 3, 4, 5];
@@ -65,9 +65,13 @@ fn case(name: &str) -> Option<(Inputs, F)> {
         "mul_scalar" => (one(), |cx, x| ops::mul_scalar(cx, &x[0])),
         "div_scalar" => (one(), |cx, x| ops::div_scalar(cx, &x[0])),
         "pow" => (one(), |cx, x| ops::pow_scalar(cx, &x[0])),
-        "pow_autocast" => (low(), |cx, x| cx.autocast(Some(BF16), || ops::pow_scalar(cx, &x[0]))),
+        "pow_autocast" => (low(), |cx, x| {
+            cx.autocast(Some(BF16), || ops::pow_scalar(cx, &x[0]))
+        }),
         "rsqrt" => (one(), |cx, x| ops::rsqrt(cx, &x[0])),
-        "rsqrt_autocast" => (low(), |cx, x| cx.autocast(Some(BF16), || ops::rsqrt(cx, &x[0]))),
+        "rsqrt_autocast" => (low(), |cx, x| {
+            cx.autocast(Some(BF16), || ops::rsqrt(cx, &x[0]))
+        }),
         "sqrt" => (one(), |cx, x| ops::sqrt(cx, &x[0])),
         "reciprocal" => (one(), |cx, x| ops::reciprocal(cx, &x[0])),
         "exp" => (one(), |cx, x| ops::exp(cx, &x[0])),
@@ -103,13 +107,27 @@ fn case(name: &str) -> Option<(Inputs, F)> {
         "div_broadcast" => (with(&[2, 3, 4, 1]), div),
         "masked_fill" => (mask(A), masked_fill),
         "masked_fill_broadcast" => (mask(&[4, 5]), masked_fill),
-        "where" => (vec![(A, F32, true), (A, F32, true), (A, Bool, false)], where_),
-        "where_left" => (vec![(A, F32, true), (A, F32, false), (&[4, 5], Bool, false)], where_),
-        "mul_" => (two(A, F32, F32, true, false), |cx, x| ops::mul_(cx, ops::mul_scalar(cx, &x[0]), &x[1])),
-        "add_" => (with(A), |cx, x| ops::add_(cx, ops::mul_scalar(cx, &x[0]), &x[1])),
+        "where" => (
+            vec![(A, F32, true), (A, F32, true), (A, Bool, false)],
+            where_,
+        ),
+        "where_left" => (
+            vec![(A, F32, true), (A, F32, false), (&[4, 5], Bool, false)],
+            where_,
+        ),
+        "mul_" => (two(A, F32, F32, true, false), |cx, x| {
+            ops::mul_(cx, ops::mul_scalar(cx, &x[0]), &x[1])
+        }),
+        "add_" => (with(A), |cx, x| {
+            ops::add_(cx, ops::mul_scalar(cx, &x[0]), &x[1])
+        }),
         "relu_" => (one(), |cx, x| ops::relu_(cx, ops::mul_scalar(cx, &x[0]))),
-        "masked_fill_" => (mask(A), |cx, x| ops::masked_fill_(cx, ops::mul_scalar(cx, &x[0]), &x[1])),
-        "reshape_view" => (one(), |cx, x| minus(cx, ops::reshape(cx, &x[0], Shape::new(&[6, 20])))),
+        "masked_fill_" => (mask(A), |cx, x| {
+            ops::masked_fill_(cx, ops::mul_scalar(cx, &x[0]), &x[1])
+        }),
+        "reshape_view" => (one(), |cx, x| {
+            minus(cx, ops::reshape(cx, &x[0], Shape::new(&[6, 20])))
+        }),
         "reshape_copy" => (one(), |cx, x| {
             let t = ops::transpose(cx, &x[0], 1, 2);
             minus(cx, ops::reshape(cx, &t, Shape::new(&[2, 4, 15])))
@@ -122,21 +140,29 @@ fn case(name: &str) -> Option<(Inputs, F)> {
             let v = ops::view(cx, &x[0], Shape::new(&[2, 3, 2, 2, 5]));
             ops::mul_scalar(cx, &ops::transpose(cx, &v, 1, 2))
         }),
-        "contiguous" => (one(), |cx, x| ops::contiguous(cx, &ops::transpose(cx, &x[0], 1, 2))),
-        "permute" => (one(), |cx, x| ops::mul_scalar(cx, &ops::permute(cx, &x[0], &[3, 1, 0, 2]))),
+        "contiguous" => (one(), |cx, x| {
+            ops::contiguous(cx, &ops::transpose(cx, &x[0], 1, 2))
+        }),
+        "permute" => (one(), |cx, x| {
+            ops::mul_scalar(cx, &ops::permute(cx, &x[0], &[3, 1, 0, 2]))
+        }),
         "slice" => (one(), |cx, x| minus(cx, ops::slice(cx, &x[0], -1, 0, 2))),
         "slice_all" => (one(), |cx, x| minus(cx, ops::slice(cx, &x[0], 2, 0, 4))),
         "select" => (one(), |cx, x| minus(cx, ops::select(cx, &x[0], 1))),
         "unsqueeze" => (one(), |cx, x| minus(cx, ops::unsqueeze(cx, &x[0], 1))),
-        "squeeze" => (vec![(&[2, 1, 5], F32, true)], |cx, x| minus(cx, ops::squeeze(cx, &x[0], 1))),
-        "expand" => {
-            (vec![(&[2, 1, 5], F32, true)], |cx, x| minus(cx, ops::expand(cx, &x[0], Shape::new(&[2, 3, 5]))))
-        }
+        "squeeze" => (vec![(&[2, 1, 5], F32, true)], |cx, x| {
+            minus(cx, ops::squeeze(cx, &x[0], 1))
+        }),
+        "expand" => (vec![(&[2, 1, 5], F32, true)], |cx, x| {
+            minus(cx, ops::expand(cx, &x[0], Shape::new(&[2, 3, 5])))
+        }),
         "split" => (one(), |cx, x| {
             let p = ops::split(cx, &x[0], &[2, 2], -2);
             product(cx, &p[0], &p[1])
         }),
-        "split_missing" => (one(), |cx, x| ops::neg(cx, &ops::split(cx, &x[0], &[2, 2], -2)[1])),
+        "split_missing" => (one(), |cx, x| {
+            ops::neg(cx, &ops::split(cx, &x[0], &[2, 2], -2)[1])
+        }),
         "chunk" => (one(), |cx, x| {
             let p = ops::chunk(cx, &x[0], 3, 1);
             product(cx, &p[0], &p[2])
@@ -146,7 +172,9 @@ fn case(name: &str) -> Option<(Inputs, F)> {
             product(cx, &p[0], &p[2])
         }),
         "cat" => (with(A), |cx, x| ops::cat(cx, &[&x[0], &x[1]], 1)),
-        "cat_left" => (two(A, F32, F32, true, false), |cx, x| ops::cat(cx, &[&ops::neg(cx, &x[0]), &x[1]], 1)),
+        "cat_left" => (two(A, F32, F32, true, false), |cx, x| {
+            ops::cat(cx, &[&ops::neg(cx, &x[0]), &x[1]], 1)
+        }),
         "rotate_half" => (one(), |cx, x| {
             let a = ops::slice(cx, &x[0], -1, 0, 2);
             let b = ops::slice(cx, &x[0], -1, 2, 2);
@@ -163,14 +191,24 @@ fn case(name: &str) -> Option<(Inputs, F)> {
             y
         }),
         "repeat_kv" => (one(), |cx, x| ops::repeat_kv(cx, &x[0], 2)),
-        "flatten" => (one(), |cx, x| minus(cx, ops::flatten(cx, &ops::transpose(cx, &x[0], 1, 2), 2, -1))),
+        "flatten" => (one(), |cx, x| {
+            minus(
+                cx,
+                ops::flatten(cx, &ops::transpose(cx, &x[0], 1, 2), 2, -1),
+            )
+        }),
         _ => return None,
     };
     Some(case)
 }
 
 fn simulate(inputs: &Inputs, f: F) -> String {
-    let cx = Cx::new(DeviceModel { kernel: KernelDevice::A100 }, Accumulate::InPlaceIfSole);
+    let cx = Cx::new(
+        DeviceModel {
+            kernel: KernelDevice::A100,
+        },
+        Accumulate::InPlaceIfSole,
+    );
     let x: Vec<Tensor> = inputs
         .iter()
         .map(|(shape, dtype, grad)| {
@@ -214,7 +252,9 @@ fn events_equal_those_of_the_framework() {
     let mut count = 0;
     for line in RECORDED.lines() {
         let (name, want) = line.split_once(' ').expect("a name and events");
-        let Some((inputs, f)) = case(name) else { panic!("no simulation of recorded case {name}") };
+        let Some((inputs, f)) = case(name) else {
+            panic!("no simulation of recorded case {name}")
+        };
         let got = simulate(&inputs, f);
         if got != want {
             wrong.push(format!("{name}\n  simulated {got}\n  framework {want}"));
@@ -222,7 +262,12 @@ fn events_equal_those_of_the_framework() {
         count += 1;
     }
     assert!(count > 60, "{count} cases recorded");
-    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -253,15 +298,28 @@ U8 F64 F32 F16 BF16 U8 U8 U8 U8 U8 U8
 Bool F64 F32 F16 BF16 I64 I32 I16 I8 U8 Bool";
     use ScalarType::{F16, F64, I8, I16, I32, I64, U8};
     let all = [F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool];
-    let cx = Cx::new(DeviceModel { kernel: KernelDevice::A100 }, Accumulate::InPlaceIfSole);
+    let cx = Cx::new(
+        DeviceModel {
+            kernel: KernelDevice::A100,
+        },
+        Accumulate::InPlaceIfSole,
+    );
     let rows = TABLE.lines().zip(WITH_SCALAR_TENSOR.lines());
     for (a, (types, results)) in all.iter().zip(rows) {
         let columns = types.split(' ').skip(1).zip(results.split(' ').skip(1));
         for (b, (both, scalar)) in all.iter().zip(columns) {
-            assert_eq!(format!("{:?}", ops::promote_types(*a, *b)), both, "{a:?} {b:?}");
+            assert_eq!(
+                format!("{:?}", ops::promote_types(*a, *b)),
+                both,
+                "{a:?} {b:?}"
+            );
             let x = cx.empty(OpId::INPUT, Shape::new(&[2]), *a);
             let y = cx.empty(OpId::INPUT, Shape::new(&[]), *b);
-            assert_eq!(format!("{:?}", ops::promote(&x, &y)), scalar, "{a:?} 0-dim {b:?}");
+            assert_eq!(
+                format!("{:?}", ops::promote(&x, &y)),
+                scalar,
+                "{a:?} 0-dim {b:?}"
+            );
             assert_eq!(ops::promote(&y, &x), ops::promote(&x, &y));
         }
     }

@@ -163,9 +163,15 @@ mod tests {
     fn names_are_unique_and_match_their_constants() {
         let names: std::collections::BTreeSet<_> = OpId::all().map(OpId::name).collect();
         assert_eq!(names.len(), NAMES.len());
-        assert!(NAMES.len() < 1 << 12, "an owner packs the operator into 12 bits");
+        assert!(
+            NAMES.len() < 1 << 12,
+            "an owner packs the operator into 12 bits"
+        );
         assert_eq!(OpId::NONE, OpId::default());
-        assert_eq!(OpId::SDPA_FLASH.name(), "_scaled_dot_product_flash_attention");
+        assert_eq!(
+            OpId::SDPA_FLASH.name(),
+            "_scaled_dot_product_flash_attention"
+        );
         assert_eq!(OpId::SCATTER.name(), *NAMES.last().unwrap());
     }
 }

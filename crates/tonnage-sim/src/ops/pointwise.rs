@@ -36,7 +36,10 @@ pub fn promote_types(a: ScalarType, b: ScalarType) -> ScalarType {
         (false, false) => match (a, b) {
             (Bool, x) | (x, Bool) => x,
             (I8, U8) | (U8, I8) => I16,
-            _ => [I64, I32, I16].into_iter().find(|t| a == *t || b == *t).unwrap_or(I16),
+            _ => [I64, I32, I16]
+                .into_iter()
+                .find(|t| a == *t || b == *t)
+                .unwrap_or(I16),
         },
     }
 }
@@ -53,7 +56,11 @@ pub fn promote(a: &Tensor, b: &Tensor) -> ScalarType {
         (n, 0) if n > 0 => (b, a),
         _ => return promote_types(a.dtype, b.dtype),
     };
-    if category(full.dtype) >= category(zero.dtype) { full.dtype } else { promote_types(a.dtype, b.dtype) }
+    if category(full.dtype) >= category(zero.dtype) {
+        full.dtype
+    } else {
+        promote_types(a.dtype, b.dtype)
+    }
 }
 
 /// The result of an elementwise operator over `x`, without history.
@@ -78,7 +85,8 @@ pub fn out3(cx: &Cx, op: OpId, t: [&Tensor; 3], dtype: ScalarType) -> Tensor {
 }
 
 fn incoming(g: &Grads) -> &Tensor {
-    g[0].as_ref().expect("a node with one output runs with its gradient")
+    g[0].as_ref()
+        .expect("a node with one output runs with its gradient")
 }
 
 /// An operator of one input that saves nothing.
@@ -122,12 +130,20 @@ pub fn to_dtype(cx: &Cx, x: &Tensor, dtype: ScalarType) -> Tensor {
     if x.dtype == dtype {
         return x.clone();
     }
-    let n = if dtype.is_float() { cx.node(OpId::TO_COPY, &[x]) } else { crate::autograd::NodeBuilder::none() };
+    let n = if dtype.is_float() {
+        cx.node(OpId::TO_COPY, &[x])
+    } else {
+        crate::autograd::NodeBuilder::none()
+    };
     let y = plain(cx, OpId::TO_COPY, x, dtype);
     n.finish(cx, y, |cx, s, g| {
         let to = s.inputs[0].dtype;
         let g = incoming(g);
-        smallvec![Some(if g.dtype == to { g.clone() } else { plain(cx, OpId::TO_COPY, g, to) })]
+        smallvec![Some(if g.dtype == to {
+            g.clone()
+        } else {
+            plain(cx, OpId::TO_COPY, g, to)
+        })]
     })
 }
 
@@ -139,7 +155,10 @@ pub fn clone(cx: &Cx, x: &Tensor) -> Tensor {
 // ---- arithmetic -----------------------------------------------------------------------------------------------------------
 
 fn add_backward(_: &Cx, s: &Saved, g: &mut Grads) -> Grads {
-    smallvec![s.need[0].then(|| incoming(g).clone()), s.need[1].then(|| incoming(g).clone())]
+    smallvec![
+        s.need[0].then(|| incoming(g).clone()),
+        s.need[1].then(|| incoming(g).clone())
+    ]
 }
 
 /// `a + b`.
@@ -169,7 +188,9 @@ pub fn add_scalar(cx: &Cx, x: &Tensor) -> Tensor {
 
 /// `1.0 - x`.
 pub fn rsub_scalar(cx: &Cx, x: &Tensor) -> Tensor {
-    unary(cx, OpId::SUB, x, |cx, _, g| smallvec![Some(plain(cx, OpId::NEG, incoming(g), incoming(g).dtype))])
+    unary(cx, OpId::SUB, x, |cx, _, g| {
+        smallvec![Some(plain(cx, OpId::NEG, incoming(g), incoming(g).dtype))]
+    })
 }
 
 fn mul_scalar_backward(cx: &Cx, _: &Saved, g: &mut Grads) -> Grads {
@@ -192,7 +213,9 @@ pub fn div_scalar(cx: &Cx, x: &Tensor) -> Tensor {
 
 /// `-x`.
 pub fn neg(cx: &Cx, x: &Tensor) -> Tensor {
-    unary(cx, OpId::NEG, x, |cx, _, g| smallvec![Some(plain(cx, OpId::NEG, incoming(g), incoming(g).dtype))])
+    unary(cx, OpId::NEG, x, |cx, _, g| {
+        smallvec![Some(plain(cx, OpId::NEG, incoming(g), incoming(g).dtype))]
+    })
 }
 
 fn mul_backward(cx: &Cx, s: &Saved, g: &mut Grads) -> Grads {
@@ -293,13 +316,17 @@ pub fn reciprocal(cx: &Cx, x: &Tensor) -> Tensor {
 /// `x.exp()`, an fp32 operator under autocast.
 pub fn exp(cx: &Cx, x: &Tensor) -> Tensor {
     let x = &cx.raise(x);
-    unary_saving_result(cx, OpId::EXP, x, |cx, s, g| binary_grad(cx, OpId::MUL, s, g))
+    unary_saving_result(cx, OpId::EXP, x, |cx, s, g| {
+        binary_grad(cx, OpId::MUL, s, g)
+    })
 }
 
 /// `x.log()`, an fp32 operator under autocast.
 pub fn log(cx: &Cx, x: &Tensor) -> Tensor {
     let x = &cx.raise(x);
-    unary_saving_input(cx, OpId::LOG, x, |cx, s, g| binary_grad(cx, OpId::DIV, s, g))
+    unary_saving_input(cx, OpId::LOG, x, |cx, s, g| {
+        binary_grad(cx, OpId::DIV, s, g)
+    })
 }
 
 /// `x.cos()`: gradient `grad * -self.sin()`.
@@ -338,28 +365,42 @@ fn grad_times(cx: &Cx, f: OpId, s: &Saved, g: &Grads) -> Grads {
 
 /// `silu(x)`, keeps `x`.
 pub fn silu(cx: &Cx, x: &Tensor) -> Tensor {
-    unary_saving_input(cx, OpId::SILU, x, |cx, s, g| binary_grad(cx, OpId::SILU_BACKWARD, s, g))
+    unary_saving_input(cx, OpId::SILU, x, |cx, s, g| {
+        binary_grad(cx, OpId::SILU_BACKWARD, s, g)
+    })
 }
 
 /// `gelu(x)` (either approximation), keeps `x`.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Tensor {
-    unary_saving_input(cx, OpId::GELU, x, |cx, s, g| binary_grad(cx, OpId::GELU_BACKWARD, s, g))
+    unary_saving_input(cx, OpId::GELU, x, |cx, s, g| {
+        binary_grad(cx, OpId::GELU_BACKWARD, s, g)
+    })
 }
 
 /// `x.tanh()`, keeps the result.
 pub fn tanh(cx: &Cx, x: &Tensor) -> Tensor {
-    unary_saving_result(cx, OpId::TANH, x, |cx, s, g| binary_grad(cx, OpId::TANH_BACKWARD, s, g))
+    unary_saving_result(cx, OpId::TANH, x, |cx, s, g| {
+        binary_grad(cx, OpId::TANH_BACKWARD, s, g)
+    })
 }
 
 /// `x.sigmoid()`, keeps the result.
 pub fn sigmoid(cx: &Cx, x: &Tensor) -> Tensor {
-    unary_saving_result(cx, OpId::SIGMOID, x, |cx, s, g| binary_grad(cx, OpId::SIGMOID_BACKWARD, s, g))
+    unary_saving_result(cx, OpId::SIGMOID, x, |cx, s, g| {
+        binary_grad(cx, OpId::SIGMOID_BACKWARD, s, g)
+    })
 }
 
 fn threshold_backward(cx: &Cx, s: &Saved, g: &mut Grads) -> Grads {
     let (g, y) = (incoming(g), s.tensor(0));
     // this kernel reads the result before the gradient, which decides the layout where the two differ
-    smallvec![Some(out2(cx, OpId::THRESHOLD_BACKWARD, y, g, promote(y, g)))]
+    smallvec![Some(out2(
+        cx,
+        OpId::THRESHOLD_BACKWARD,
+        y,
+        g,
+        promote(y, g)
+    ))]
 }
 
 /// `relu(x)`, keeps the result.
@@ -370,7 +411,9 @@ pub fn relu(cx: &Cx, x: &Tensor) -> Tensor {
 /// `softplus(x)`, an fp32 operator under autocast, keeps `x`.
 pub fn softplus(cx: &Cx, x: &Tensor) -> Tensor {
     let x = &cx.raise(x);
-    unary_saving_input(cx, OpId::SOFTPLUS, x, |cx, s, g| binary_grad(cx, OpId::SOFTPLUS_BACKWARD, s, g))
+    unary_saving_input(cx, OpId::SOFTPLUS, x, |cx, s, g| {
+        binary_grad(cx, OpId::SOFTPLUS_BACKWARD, s, g)
+    })
 }
 
 /// `x.clamp(min, max)` with one or both bounds (FunctionsManual.cpp, clamp_backward).
@@ -402,14 +445,25 @@ pub fn dropout(cx: &Cx, x: &Tensor, p: f64) -> Tensor {
     let mask = plain(cx, OpId::DROPOUT, x, Bool);
     let y = plain(cx, OpId::DROPOUT, x, x.dtype);
     n.save(cx, &mask);
-    n.finish(cx, y, |cx, _, g| smallvec![Some(plain(cx, OpId::DROPOUT_BACKWARD, incoming(g), incoming(g).dtype))])
+    n.finish(cx, y, |cx, _, g| {
+        smallvec![Some(plain(
+            cx,
+            OpId::DROPOUT_BACKWARD,
+            incoming(g),
+            incoming(g).dtype
+        ))]
+    })
 }
 
 // ---- selection ------------------------------------------------------------------------------------------------------------
 
 fn masked_fill_backward(cx: &Cx, s: &Saved, g: &mut Grads) -> Grads {
     let (g, mask) = (incoming(g), s.tensor(0));
-    smallvec![Some(cx.empty(OpId::MASKED_FILL, g.shape.broadcast(&mask.shape), g.dtype))]
+    smallvec![Some(cx.empty(
+        OpId::MASKED_FILL,
+        g.shape.broadcast(&mask.shape),
+        g.dtype
+    ))]
 }
 
 /// `x.masked_fill(mask, number)`: a contiguous clone of `x`, filled in place; keeps the mask
@@ -472,7 +526,10 @@ pub fn add_scalar_(cx: &Cx, x: Tensor) -> Tensor {
 
 /// `a *= b`. Keeps `b`; where `b` wants a gradient the old `a` is needed, so the framework refuses to run backward: `b` must not.
 pub fn mul_(cx: &Cx, a: Tensor, b: &Tensor) -> Tensor {
-    debug_assert!(!cx.grad_enabled() || !b.requires_grad(), "an in-place product overwrites what its gradient needs");
+    debug_assert!(
+        !cx.grad_enabled() || !b.requires_grad(),
+        "an in-place product overwrites what its gradient needs"
+    );
     let mut n = cx.node(OpId::MUL, &[&a, b]);
     let need = n.need(0);
     n.save_if(cx, need, b);

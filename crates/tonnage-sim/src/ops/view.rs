@@ -13,7 +13,12 @@ use tonnage_units::ScalarType;
 
 /// `x.reshape(shape)` without history: a view where the strides allow it, else a contiguous copy (which is no view).
 pub fn reshape_raw(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
-    debug_assert_eq!(x.numel(), shape.numel(), "reshape of {x:?} to {:?}", shape.dims());
+    debug_assert_eq!(
+        x.numel(),
+        shape.numel(),
+        "reshape of {x:?} to {:?}",
+        shape.dims()
+    );
     match view_strides(&x.shape, &x.strides, &shape) {
         Some(st) => x.alias(shape, st),
         None => cx.empty(OpId::CLONE, shape, x.dtype),
@@ -22,7 +27,11 @@ pub fn reshape_raw(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
 
 /// `x.contiguous()` without history: `x` itself where it is contiguous.
 pub fn contiguous_raw(cx: &Cx, x: &Tensor) -> Tensor {
-    if x.is_contiguous() { x.detach() } else { cx.empty(OpId::CLONE, x.shape, x.dtype) }
+    if x.is_contiguous() {
+        x.detach()
+    } else {
+        cx.empty(OpId::CLONE, x.shape, x.dtype)
+    }
 }
 
 /// `x.transpose(a, b)` without history.
@@ -64,7 +73,11 @@ fn select_raw(x: &Tensor, dim: usize) -> Tensor {
 
 fn unsqueeze_raw(x: &Tensor, dim: usize) -> Tensor {
     let mut st = x.strides;
-    let s = if dim < x.shape.ndim() { x.shape.dims()[dim] as u64 * x.strides[dim] } else { 1 };
+    let s = if dim < x.shape.ndim() {
+        x.shape.dims()[dim] as u64 * x.strides[dim]
+    } else {
+        1
+    };
     st.copy_within(dim..MAX_DIMS - 1, dim + 1);
     st[dim] = s;
     x.alias(x.shape.insert(dim, 1), st)
@@ -77,7 +90,9 @@ fn cat_raw(cx: &Cx, op: OpId, xs: &[&Tensor], dim: usize) -> Tensor {
 }
 
 fn joined_dtype(xs: &[&Tensor]) -> ScalarType {
-    xs.iter().skip(1).fold(xs[0].dtype, |d, x| crate::ops::pointwise::promote_types(d, x.dtype))
+    xs.iter().skip(1).fold(xs[0].dtype, |d, x| {
+        crate::ops::pointwise::promote_types(d, x.dtype)
+    })
 }
 
 /// The gradient of a view that only changed the sizes.
@@ -89,9 +104,19 @@ fn reshape_backward(cx: &Cx, to: Shape, grads: &Grads) -> Grads {
 
 /// `x.view(shape)`; the strides must allow it.
 pub fn view(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
-    debug_assert_eq!(x.numel(), shape.numel(), "view of {x:?} as {:?}", shape.dims());
+    debug_assert_eq!(
+        x.numel(),
+        shape.numel(),
+        "view of {x:?} as {:?}",
+        shape.dims()
+    );
     let st = view_strides(&x.shape, &x.strides, &shape);
-    debug_assert!(st.is_some(), "view of {x:?} (strides {:?}) as {:?}", x.strides, shape.dims());
+    debug_assert!(
+        st.is_some(),
+        "view of {x:?} (strides {:?}) as {:?}",
+        x.strides,
+        shape.dims()
+    );
     let n = cx.node(OpId::VIEW, &[x]);
     let y = x.alias(shape, st.unwrap_or_else(|| shape.contiguous_strides()));
     n.finish(cx, y, |cx, s, g| reshape_backward(cx, s.inputs[0].shape, g))
@@ -99,10 +124,19 @@ pub fn view(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
 
 /// `torch._unsafe_view(x, shape)`: as [`view`], but the result counts as no view of `x`.
 pub fn unsafe_view(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
-    debug_assert_eq!(x.numel(), shape.numel(), "view of {x:?} as {:?}", shape.dims());
-    let st = view_strides(&x.shape, &x.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
+    debug_assert_eq!(
+        x.numel(),
+        shape.numel(),
+        "view of {x:?} as {:?}",
+        shape.dims()
+    );
+    let st =
+        view_strides(&x.shape, &x.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
     let n = cx.node(OpId::VIEW, &[x]);
-    let y = Tensor { view: x.view, ..x.alias(shape, st) };
+    let y = Tensor {
+        view: x.view,
+        ..x.alias(shape, st)
+    };
     n.finish(cx, y, |cx, s, g| reshape_backward(cx, s.inputs[0].shape, g))
 }
 
@@ -137,13 +171,19 @@ pub fn clone_contiguous(cx: &Cx, x: &Tensor) -> Tensor {
 
 /// `x.contiguous()`: `x` itself, or a copy.
 pub fn contiguous(cx: &Cx, x: &Tensor) -> Tensor {
-    if x.is_contiguous() { x.clone() } else { clone_contiguous(cx, x) }
+    if x.is_contiguous() {
+        x.clone()
+    } else {
+        clone_contiguous(cx, x)
+    }
 }
 
 /// A view of everything, as indexing with full slices gives.
 pub fn alias(cx: &Cx, x: &Tensor) -> Tensor {
     let n = cx.node(OpId::VIEW, &[x]);
-    n.finish(cx, x.alias(x.shape, x.strides), |_, _, g| smallvec![g[0].clone()])
+    n.finish(cx, x.alias(x.shape, x.strides), |_, _, g| {
+        smallvec![g[0].clone()]
+    })
 }
 
 /// `x.transpose(a, b)`.
@@ -166,7 +206,10 @@ pub fn permute(cx: &Cx, x: &Tensor, order: &[usize]) -> Tensor {
     n.args(inverse);
     n.finish(cx, permute_raw(x, order), |_, s, g| {
         smallvec![g[0].as_ref().map(|g| {
-            let inverse: SmallVec<[usize; MAX_DIMS]> = s.args[..g.shape.ndim()].iter().map(|i| *i as usize).collect();
+            let inverse: SmallVec<[usize; MAX_DIMS]> = s.args[..g.shape.ndim()]
+                .iter()
+                .map(|i| *i as usize)
+                .collect();
             permute_raw(g, &inverse)
         })]
     })
@@ -174,33 +217,53 @@ pub fn permute(cx: &Cx, x: &Tensor, order: &[usize]) -> Tensor {
 
 /// `x.narrow(dim, start, len)`: also a node where it takes everything. Its gradient is one tensor of zeros of the full size.
 pub fn narrow(cx: &Cx, x: &Tensor, dim: isize, _start: u64, len: u64) -> Tensor {
-    debug_assert!(_start + len <= x.size(dim), "narrow {_start}+{len} of {x:?}");
+    debug_assert!(
+        _start + len <= x.size(dim),
+        "narrow {_start}+{len} of {x:?}"
+    );
     let n = cx.node(OpId::SLICE, &[x]);
     n.finish(cx, narrow_raw(x, x.shape.index(dim), len), |cx, s, g| {
-        smallvec![g[0].as_ref().map(|g| cx.empty(OpId::SLICE_BACKWARD, s.inputs[0].shape, g.dtype))]
+        smallvec![
+            g[0].as_ref()
+                .map(|g| cx.empty(OpId::SLICE_BACKWARD, s.inputs[0].shape, g.dtype))
+        ]
     })
 }
 
 /// `x[..., start:start+len]` on dimension `dim`: Python's indexing leaves out a slice that takes everything
 /// (torch 2.11, aten/src/ATen/TensorIndexing.h, applySlice) and gives an alias.
 pub fn slice(cx: &Cx, x: &Tensor, dim: isize, start: u64, len: u64) -> Tensor {
-    if start == 0 && len == x.size(dim) { alias(cx, x) } else { narrow(cx, x, dim, start, len) }
+    if start == 0 && len == x.size(dim) {
+        alias(cx, x)
+    } else {
+        narrow(cx, x, dim, start, len)
+    }
 }
 
 /// `x.select(dim, i)`, of which the index does not matter.
 pub fn select(cx: &Cx, x: &Tensor, dim: isize) -> Tensor {
     let n = cx.node(OpId::SELECT, &[x]);
     n.finish(cx, select_raw(x, x.shape.index(dim)), |cx, s, g| {
-        smallvec![g[0].as_ref().map(|g| cx.empty(OpId::SELECT_BACKWARD, s.inputs[0].shape, g.dtype))]
+        smallvec![g[0].as_ref().map(|g| cx.empty(
+            OpId::SELECT_BACKWARD,
+            s.inputs[0].shape,
+            g.dtype
+        ))]
     })
 }
 
 /// `x.unsqueeze(dim)`; negative `dim` counts from the new end.
 pub fn unsqueeze(cx: &Cx, x: &Tensor, dim: isize) -> Tensor {
-    let k = if dim < 0 { (dim + x.shape.ndim() as isize + 1) as usize } else { dim as usize };
+    let k = if dim < 0 {
+        (dim + x.shape.ndim() as isize + 1) as usize
+    } else {
+        dim as usize
+    };
     let mut n = cx.node(OpId::UNSQUEEZE, &[x]);
     n.args([k as u64, 0, 0, 0, 0, 0]);
-    n.finish(cx, unsqueeze_raw(x, k), |_, s, g| smallvec![g[0].as_ref().map(|g| select_raw(g, s.args[0] as usize))])
+    n.finish(cx, unsqueeze_raw(x, k), |_, s, g| {
+        smallvec![g[0].as_ref().map(|g| select_raw(g, s.args[0] as usize))]
+    })
 }
 
 /// `x.squeeze(dim)`; a dimension that is not 1 stays, but the result is a view all the same.
@@ -211,7 +274,9 @@ pub fn squeeze(cx: &Cx, x: &Tensor, dim: isize) -> Tensor {
     }
     let mut n = cx.node(OpId::SQUEEZE, &[x]);
     n.args([k as u64, 0, 0, 0, 0, 0]);
-    n.finish(cx, select_raw(x, k), |_, s, g| smallvec![g[0].as_ref().map(|g| unsqueeze_raw(g, s.args[0] as usize))])
+    n.finish(cx, select_raw(x, k), |_, s, g| {
+        smallvec![g[0].as_ref().map(|g| unsqueeze_raw(g, s.args[0] as usize))]
+    })
 }
 
 /// `x.expand(shape)` (torch 2.11, aten/src/ATen/ExpandUtils.cpp, inferExpandGeometry).
@@ -235,9 +300,20 @@ pub fn expand_raw(x: &Tensor, shape: Shape) -> Tensor {
         let (size, stride) = if i + m >= n {
             (x.shape.dims()[i + m - n] as u64, x.strides[i + m - n])
         } else {
-            (1, if i + 1 < n { shape.dims()[i + 1] as u64 * st[i + 1] } else { 1 })
+            (
+                1,
+                if i + 1 < n {
+                    shape.dims()[i + 1] as u64 * st[i + 1]
+                } else {
+                    1
+                },
+            )
         };
-        debug_assert!(size == to || size == 1, "expand {x:?} to {:?}", shape.dims());
+        debug_assert!(
+            size == to || size == 1,
+            "expand {x:?} to {:?}",
+            shape.dims()
+        );
         st[i] = if size == to { stride } else { 0 };
     }
     x.alias(shape, st)
@@ -249,7 +325,11 @@ pub fn expand_raw(x: &Tensor, shape: Shape) -> Tensor {
 /// (torch 2.11, torch/csrc/autograd/FunctionsManual.cpp, split_with_sizes_backward).
 pub fn split(cx: &Cx, x: &Tensor, sizes: &[u64], dim: isize) -> SmallVec<[Tensor; 4]> {
     let k = x.shape.index(dim);
-    debug_assert_eq!(sizes.iter().sum::<u64>(), x.size(dim), "split of {x:?} into {sizes:?}");
+    debug_assert_eq!(
+        sizes.iter().sum::<u64>(),
+        x.size(dim),
+        "split of {x:?} into {sizes:?}"
+    );
     let mut n = cx.node(OpId::SPLIT, &[x]);
     n.args([k as u64, 0, 0, 0, 0, 0]);
     let mut ys: SmallVec<[Tensor; 4]> = sizes.iter().map(|len| narrow_raw(x, k, *len)).collect();
@@ -294,9 +374,14 @@ pub fn unbind(cx: &Cx, x: &Tensor, dim: isize) -> SmallVec<[Tensor; 4]> {
     let n = cx.node(OpId::UNBIND, &[x]);
     let mut ys: SmallVec<[Tensor; 4]> = (0..x.size(dim)).map(|_| select_raw(x, k)).collect();
     n.finish_many(cx, &mut ys, |cx, s, g| {
-        let Some(dtype) = g.iter().flatten().next().map(|g| g.dtype) else { return smallvec![None] };
-        let zeros: SmallVec<[Tensor; 4]> =
-            g.iter().filter(|g| g.is_none()).map(|_| cx.empty(OpId::ZEROS, Shape::new(&[]), dtype)).collect();
+        let Some(dtype) = g.iter().flatten().next().map(|g| g.dtype) else {
+            return smallvec![None];
+        };
+        let zeros: SmallVec<[Tensor; 4]> = g
+            .iter()
+            .filter(|g| g.is_none())
+            .map(|_| cx.empty(OpId::ZEROS, Shape::new(&[]), dtype))
+            .collect();
         let y = cx.empty(OpId::STACK, s.inputs[0].shape, dtype);
         zeros.into_iter().for_each(drop);
         smallvec![Some(y)]
@@ -311,7 +396,9 @@ pub fn cat(cx: &Cx, xs: &[&Tensor], dim: isize) -> Tensor {
     n.args([k as u64, 0, 0, 0, 0, 0]);
     let y = cat_raw(cx, OpId::CAT, xs, k);
     n.finish(cx, y, |_, s, g| {
-        let Some(g) = &g[0] else { return smallvec![None] };
+        let Some(g) = &g[0] else {
+            return smallvec![None];
+        };
         let k = s.args[0] as usize;
         s.inputs
             .iter()
@@ -323,13 +410,26 @@ pub fn cat(cx: &Cx, xs: &[&Tensor], dim: isize) -> Tensor {
 
 /// `torch.stack(xs, dim)`; the gradients are views of the incoming one.
 pub fn stack(cx: &Cx, xs: &[&Tensor], dim: isize) -> Tensor {
-    let k = if dim < 0 { (dim + xs[0].shape.ndim() as isize + 1) as usize } else { dim as usize };
+    let k = if dim < 0 {
+        (dim + xs[0].shape.ndim() as isize + 1) as usize
+    } else {
+        dim as usize
+    };
     let mut n = cx.node(OpId::STACK, xs);
     n.args([k as u64, 0, 0, 0, 0, 0]);
-    let y = cx.empty(OpId::STACK, xs[0].shape.insert(k, xs.len() as u64), joined_dtype(xs));
+    let y = cx.empty(
+        OpId::STACK,
+        xs[0].shape.insert(k, xs.len() as u64),
+        joined_dtype(xs),
+    );
     n.finish(cx, y, |_, s, g| {
-        let Some(g) = &g[0] else { return smallvec![None] };
-        s.need.iter().map(|need| need.then(|| select_raw(g, s.args[0] as usize))).collect()
+        let Some(g) = &g[0] else {
+            return smallvec![None];
+        };
+        s.need
+            .iter()
+            .map(|need| need.then(|| select_raw(g, s.args[0] as usize)))
+            .collect()
     })
 }
 
