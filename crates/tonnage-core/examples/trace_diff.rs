@@ -93,6 +93,35 @@ fn main() {
     };
     println!("{} simulated events, {} in the trace", sim.timeline.events.len(), trace.len());
     let n = sim.timeline.events.len();
+    // frees in a row leave the same allocator behind in any order (torch drops its autocast cache in hash order)
+    let sorted = |ids: Vec<(bool, u64, u64)>| {
+        let mut v = ids;
+        let mut i = 0;
+        while i < v.len() {
+            let mut j = i;
+            while j < v.len() && v[j].0 {
+                j += 1;
+            }
+            v[i..j].sort_unstable();
+            i = j.max(i + 1);
+        }
+        v
+    };
+    let ours_list = sorted(sim.timeline.events.iter().map(|e| match e.kind() {
+        EventKind::Alloc { id } => (false, id as u64, e.bytes),
+        EventKind::Free { id } => (true, id as u64, 0),
+        EventKind::EmptyCache => (false, u64::MAX, 0),
+    }).collect());
+    let theirs = sorted(trace.iter().map(|t| match t["e"].as_str() {
+        Some("a") => (false, t["id"].as_u64().unwrap_or(0), t["req"].as_u64().unwrap_or(0)),
+        Some("f") => (true, t["id"].as_u64().unwrap_or(0), 0),
+        _ => (false, u64::MAX, 0),
+    }).collect());
+    match ours_list.iter().zip(&theirs).position(|(a, b)| a != b) {
+        None if ours_list.len() == theirs.len() => println!("equal but for the order of consecutive frees"),
+        None => println!("equal as far as the shorter goes"),
+        Some(k) => println!("first difference beyond the order of consecutive frees: {k}"),
+    }
     match (0..n).find(|i| !same(*i)) {
         None => println!("all {n} identical"),
         Some(k) => {

@@ -4,7 +4,7 @@ use super::{call, layout_like, wanted};
 use crate::autograd::Grads;
 use crate::context::Cx;
 use crate::ops::op::OpId;
-use crate::shape::{Shape, elementwise_strides, same_strides};
+use crate::shape::{Shape, elementwise_strides};
 use crate::tensor::Tensor;
 use tonnage_units::ScalarType::{F32, I64};
 
@@ -32,7 +32,7 @@ pub(super) fn cudnn(
     let offset = cx.empty(op, Shape::new(&[]), I64);
     let dv = v.size(3);
     let shape = q.shape.with(-1, dv);
-    let st = elementwise_strides(&shape, &[(&shape, &q.strides)]);
+    let st = if dv == q.size(3) && q.is_dense() { q.strides } else { elementwise_strides(&shape, &[(&shape, &q.strides)]) };
     let y = cx.empty_strided(op, shape, st, q.dtype);
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let lse = train.then(|| cx.empty(op, rows, F32));
@@ -49,9 +49,9 @@ pub(super) fn cudnn(
     n.finish(cx, y, |cx, s, g| -> Grads {
         let op = OpId::SDPA_CUDNN_BACKWARD;
         let g = g[0].as_ref().expect("gradient");
-        let (k, q, v, out) = (s.tensor(1), s.tensor(2), s.tensor(3), s.tensor(5));
-        // a gradient of another layout than the output is copied
-        let copy = (!same_strides(&g.shape, &g.strides, &out.strides)).then(|| cx.raw(op, g.nbytes()));
+        let (k, q, v) = (s.tensor(1), s.tensor(2), s.tensor(3));
+        // an expanded gradient is copied
+        let copy = (g.strides[3] != 1).then(|| cx.raw(op, g.nbytes()));
         let steps = call(q, k, q.size(3), s.args[0] as f64).cudnn_backward();
         let grads = cx.play(op, &steps, |i| {
             let t = [q, k, v][i];

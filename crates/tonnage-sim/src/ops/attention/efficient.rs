@@ -12,15 +12,16 @@ use tonnage_units::ScalarType::F32;
 
 /// A mask whose rows do not all start at a multiple of 8 elements is copied with padded rows, then expanded to
 /// (batch, heads, query length, key length) (attention.cpp, preprocess_mask).
-fn aligned_mask(cx: &Cx, q: &Tensor, k: &Tensor, m: &Tensor) -> Tensor {
+fn aligned_mask(cx: &Cx, q: &Tensor, k: &Tensor, m: Tensor) -> Tensor {
     let n = m.shape.ndim();
     let aligned = m.strides[..n - 1].iter().all(|s| s % 8 == 0) && m.strides[n - 1] == 1;
     let full = Shape::new(&[q.size(0), q.size(1), q.size(2), k.size(2)]);
     let len = m.size(-1);
-    if aligned || len % 8 == 0 {
-        return expand(cx, m, full);
+    if aligned {
+        return expand(cx, &m, full);
     }
-    let padded = pad_last(cx, m);
+    let padded = pad_last(cx, &m);
+    drop(m);
     let cut = head(cx, &padded, len);
     drop(padded);
     expand(cx, &cut, full)
@@ -40,7 +41,7 @@ pub(super) fn efficient(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    mask: Option<&Tensor>,
+    mask: Option<Tensor>,
     dropout: f64,
     train: bool,
 ) -> Tensor {

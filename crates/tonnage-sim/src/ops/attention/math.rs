@@ -14,14 +14,14 @@ use smallvec::smallvec;
 use tonnage_units::ScalarType::{BF16, Bool, F16, F32};
 
 /// 16-bit inputs are computed in fp32, and the result and the probabilities cast back. `mask` is additive.
-pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<Tensor>, args: &SdpaArgs) -> Tensor {
+pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, args: &SdpaArgs) -> Tensor {
     let origin = q.dtype;
     let exact = |t: &Tensor| if matches!(t.dtype, F16 | BF16) { to_dtype(cx, t, F32) } else { t.clone() };
     let q_acc = exact(q);
     let k_acc = exact(k);
     let v_acc = exact(v);
     let query = mul_scalar(cx, &q_acc);
-    let mask = if args.is_causal { Some(causal_mask(cx, &query, k_acc.size(-2))) } else { mask };
+    let mask = if args.is_causal { Some(causal_mask(cx, &query, k_acc.size(-2))) } else { mask.cloned() };
     let (key, value) = if args.enable_gqa {
         let key = repeat_heads(cx, &k_acc, query.size(-3));
         let value = repeat_heads(cx, &v_acc, query.size(-3));
@@ -44,7 +44,7 @@ pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<Ten
         let y = matmul(cx, &attn, &value);
         to_dtype_if(cx, &y, origin)
     };
-    for t in [Some(attn), Some(value), Some(key), Some(query), mask, Some(v_acc), Some(k_acc), Some(q_acc)] {
+    for t in [Some(attn), Some(key), Some(value), Some(query), mask, Some(v_acc), Some(k_acc), Some(q_acc)] {
         drop(t);
     }
     drop(probabilities);

@@ -36,26 +36,33 @@ pub struct SdpaArgs {
 /// `F.scaled_dot_product_attention(q, k, v, ...)` with q, k, v (batch, heads, length, head size); on autocast's low-precision list
 /// (the arguments are cast from the last to the first, the body runs without autocast).
 pub fn sdpa(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, args: &SdpaArgs) -> Tensor {
+    // locals die in reverse: q, k, v, mask, as the wrapper's arguments do
     let mask = args.mask.as_ref().map(|m| cx.lower(m));
     let v = cx.lower(v);
     let k = cx.lower(k);
     let q = cx.lower(q);
-    let args = SdpaArgs { mask, ..args.clone() };
+    let args = SdpaArgs {
+        mask: mask.clone(),
+        dropout: args.dropout,
+        is_causal: args.is_causal,
+        enable_gqa: args.enable_gqa,
+        scale_given: args.scale_given,
+    };
     if cx.autocast_dtype().is_none() {
-        return dispatch(cx, &q, &k, &v, args);
+        return dispatch(cx, &q, &k, &v, &args);
     }
-    cx.autocast(None, || dispatch(cx, &q, &k, &v, args))
+    cx.autocast(None, || dispatch(cx, &q, &k, &v, &args))
 }
 
-fn dispatch(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, args: SdpaArgs) -> Tensor {
+fn dispatch(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, args: &SdpaArgs) -> Tensor {
     let wanted = cx.grad_enabled() && [q, k, v].iter().any(|t| t.requires_grad());
-    let backend = select_backend(q, k, v, &args, cx.device().kernel.capability, wanted);
+    let backend = select_backend(q, k, v, args, cx.device().kernel.capability, wanted);
     let mask = args.mask.as_ref().map(|m| additive(cx, m, q.dtype));
     match backend {
         SdpaBackend::Flash => flash::flash(cx, q, k, v, args.dropout),
-        SdpaBackend::Efficient => efficient::efficient(cx, q, k, v, mask.as_ref(), args.dropout, wanted),
+        SdpaBackend::Efficient => efficient::efficient(cx, q, k, v, mask, args.dropout, wanted),
         SdpaBackend::Cudnn => cudnn::cudnn(cx, q, k, v, mask.as_ref(), args.dropout, wanted),
-        SdpaBackend::Math => math::math(cx, q, k, v, mask, &args),
+        SdpaBackend::Math => math::math(cx, q, k, v, mask.as_ref(), args),
     }
 }
 
@@ -108,11 +115,11 @@ fn wanted(s: &Saved, mut grads: Grads) -> Grads {
     grads
 }
 
-/// `pad(x, (0, n))` to a multiple of 8 in the last dimension: contiguous; the gradient is a clone of the part that is kept
+/// `pad(x, (0, n))` up to the next multiple of 8 (a whole 8 where the size is one): contiguous; the gradient is a clone of the part that is kept
 /// (aten/src/ATen/native/PadNd.cpp, constant_pad_nd).
 fn pad_last(cx: &Cx, x: &Tensor) -> Tensor {
     let n = cx.node(OpId::PAD, &[x]);
-    let y = cx.empty(OpId::PAD, x.shape.with(-1, x.size(-1).next_multiple_of(8)), x.dtype);
+    let y = cx.empty(OpId::PAD, x.shape.with(-1, x.size(-1) / 8 * 8 + 8), x.dtype);
     n.finish(cx, y, |cx, s, g| {
         let g = g[0].take().expect("gradient");
         let kept = g.alias(s.inputs[0].shape, g.strides);
