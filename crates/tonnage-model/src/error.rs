@@ -3,7 +3,9 @@
 /// An unusable configuration; says which field and what would help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    #[error("model_type `{0}` has no forward pass here; its parameters can be counted, its training cannot be simulated")]
+    #[error(
+        "model_type `{0}` has no forward pass here; its parameters can be counted, its training cannot be simulated"
+    )]
     NoForward(String),
     #[error("unknown model_type `{found}`{hint}")]
     UnknownType { found: String, hint: String },
@@ -18,6 +20,9 @@ pub enum ModelError {
 impl ModelError {
     /// A complaint about one field.
     pub fn field(field: impl Into<String>, problem: impl Into<String>) -> ModelError {
-        ModelError::Field { field: field.into(), problem: problem.into() }
+        ModelError::Field {
+            field: field.into(),
+            problem: problem.into(),
+        }
     }
 }

@@ -19,7 +19,14 @@ impl Linear {
         })
     }
     /// A head whose weight is another module's parameter.
-    pub fn tied(b: &mut NetBuilder, name: &str, input: u64, output: u64, weight: ParamId, bias: bool) -> Linear {
+    pub fn tied(
+        b: &mut NetBuilder,
+        name: &str,
+        input: u64,
+        output: u64,
+        weight: ParamId,
+        bias: bool,
+    ) -> Linear {
         b.scope_kind(name, Kind::Linear { input, output }, |b| {
             b.tie("weight", weight);
             if bias {
@@ -84,7 +91,14 @@ impl LayerNorm {
         })
     }
     pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
-        m.within(self.id, || ops::layer_norm(&m.cx, x, self.weight.map(|p| m.weight(p)), self.bias.map(|p| m.weight(p))))
+        m.within(self.id, || {
+            ops::layer_norm(
+                &m.cx,
+                x,
+                self.weight.map(|p| m.weight(p)),
+                self.bias.map(|p| m.weight(p)),
+            )
+        })
     }
 }
 
@@ -116,7 +130,10 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub fn new(b: &mut NetBuilder, name: &str, width: u64) -> RmsNorm {
-        b.scope_kind(name, Kind::Norm, |b| RmsNorm { weight: b.param("weight", &[width]), id: b.id() })
+        b.scope_kind(name, Kind::Norm, |b| RmsNorm {
+            weight: b.param("weight", &[width]),
+            id: b.id(),
+        })
     }
     pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
         m.within(self.id, || {

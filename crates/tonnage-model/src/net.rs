@@ -20,10 +20,19 @@ pub struct ParamId(pub u32);
 pub enum Kind {
     Container,
     /// `nn.Linear`: weight [out, in].
-    Linear { input: u64, output: u64 },
+    Linear {
+        input: u64,
+        output: u64,
+    },
     /// transformers' `Conv1D`: weight [in, out].
-    Conv1d { input: u64, output: u64 },
-    Embedding { rows: u64, width: u64 },
+    Conv1d {
+        input: u64,
+        output: u64,
+    },
+    Embedding {
+        rows: u64,
+        width: u64,
+    },
     Norm,
     Conv2d,
     BatchNorm,
@@ -82,7 +91,11 @@ impl Net {
     }
     /// A parameter of a module by its local name.
     pub fn find(&self, id: ModuleId, local: &str) -> Option<ParamId> {
-        self.module(id).params.iter().find(|(n, _)| *n == local).map(|(_, p)| *p)
+        self.module(id)
+            .params
+            .iter()
+            .find(|(n, _)| *n == local)
+            .map(|(_, p)| *p)
     }
     /// `named_modules()` order: a module, then its children.
     pub fn preorder(&self) -> Vec<ModuleId> {
@@ -109,7 +122,11 @@ impl Net {
     /// `parameters()` order, ties once.
     pub fn param_order(&self) -> Vec<ParamId> {
         let mut seen = HashSet::new();
-        self.preorder().into_iter().flat_map(|m| self.module(m).params.iter().map(|(_, p)| *p)).filter(|p| seen.insert(*p)).collect()
+        self.preorder()
+            .into_iter()
+            .flat_map(|m| self.module(m).params.iter().map(|(_, p)| *p))
+            .filter(|p| seen.insert(*p))
+            .collect()
     }
 }
 
@@ -127,8 +144,21 @@ impl Default for NetBuilder {
 
 impl NetBuilder {
     pub fn new() -> NetBuilder {
-        let root = Module { name: String::new(), kind: Kind::Container, parent: None, children: vec![], params: vec![], buffers: vec![] };
-        NetBuilder { net: Net { modules: vec![root], params: vec![] }, path: vec![ModuleId(0)] }
+        let root = Module {
+            name: String::new(),
+            kind: Kind::Container,
+            parent: None,
+            children: vec![],
+            params: vec![],
+            buffers: vec![],
+        };
+        NetBuilder {
+            net: Net {
+                modules: vec![root],
+                params: vec![],
+            },
+            path: vec![ModuleId(0)],
+        }
     }
     pub fn finish(self) -> Net {
         self.net
@@ -138,17 +168,33 @@ impl NetBuilder {
     }
     fn join(&self, local: &str) -> String {
         let p = &self.net.module(self.here()).name;
-        if p.is_empty() { local.to_string() } else { format!("{p}.{local}") }
+        if p.is_empty() {
+            local.to_string()
+        } else {
+            format!("{p}.{local}")
+        }
     }
     /// A child module; `f` registers what is inside.
     pub fn scope<R>(&mut self, local: &str, f: impl FnOnce(&mut NetBuilder) -> R) -> R {
         self.scope_kind(local, Kind::Container, f)
     }
     /// A child module of some kind.
-    pub fn scope_kind<R>(&mut self, local: &str, kind: Kind, f: impl FnOnce(&mut NetBuilder) -> R) -> R {
+    pub fn scope_kind<R>(
+        &mut self,
+        local: &str,
+        kind: Kind,
+        f: impl FnOnce(&mut NetBuilder) -> R,
+    ) -> R {
         let id = ModuleId(self.net.modules.len() as u32);
         let (name, parent) = (self.join(local), self.here());
-        self.net.modules.push(Module { name, kind, parent: Some(parent), children: vec![], params: vec![], buffers: vec![] });
+        self.net.modules.push(Module {
+            name,
+            kind,
+            parent: Some(parent),
+            children: vec![],
+            params: vec![],
+            buffers: vec![],
+        });
         self.net.modules[parent.0 as usize].children.push(id);
         self.path.push(id);
         let r = f(self);
@@ -164,10 +210,20 @@ impl NetBuilder {
         self.param_dtype(local, shape, None)
     }
     /// A parameter with a dtype of its own.
-    pub fn param_dtype(&mut self, local: &'static str, shape: &[u64], dtype: Option<ScalarType>) -> ParamId {
+    pub fn param_dtype(
+        &mut self,
+        local: &'static str,
+        shape: &[u64],
+        dtype: Option<ScalarType>,
+    ) -> ParamId {
         let id = ParamId(self.net.params.len() as u32);
         let (name, module) = (self.join(local), self.here());
-        self.net.params.push(ParamSpec { name, shape: Shape::new(shape), dtype, module });
+        self.net.params.push(ParamSpec {
+            name,
+            shape: Shape::new(shape),
+            dtype,
+            module,
+        });
         self.net.modules[module.0 as usize].params.push((local, id));
         id
     }
@@ -179,6 +235,10 @@ impl NetBuilder {
     /// A device buffer of the module being built.
     pub fn buffer(&mut self, local: &str, shape: &[u64], dtype: Option<ScalarType>) {
         let (name, m) = (self.join(local), self.here());
-        self.net.modules[m.0 as usize].buffers.push(BufferSpec { name, shape: Shape::new(shape), dtype });
+        self.net.modules[m.0 as usize].buffers.push(BufferSpec {
+            name,
+            shape: Shape::new(shape),
+            dtype,
+        });
     }
 }

@@ -81,13 +81,19 @@ impl Run {
         for (_, p) in self.net.module(id).params.clone() {
             if self.weights[p.0 as usize].is_none() {
                 let spec = self.net.param(p);
-                let t = self.cx.empty(OpId::LOAD, spec.shape, spec.dtype.unwrap_or(self.options.dtype));
+                let t = self.cx.empty(
+                    OpId::LOAD,
+                    spec.shape,
+                    spec.dtype.unwrap_or(self.options.dtype),
+                );
                 self.cx.tag(&t, Category::Parameters);
                 self.weights[p.0 as usize] = Some(self.cx.require_grad(t));
             }
         }
         for b in self.net.module(id).buffers.clone() {
-            let t = self.cx.empty(OpId::LOAD, b.shape, b.dtype.unwrap_or(self.options.dtype));
+            let t = self
+                .cx
+                .empty(OpId::LOAD, b.shape, b.dtype.unwrap_or(self.options.dtype));
             self.cx.tag(&t, Category::Buffers);
             self.buffers[id.0 as usize].push(t);
         }
@@ -97,7 +103,9 @@ impl Run {
     /// A loaded parameter.
     #[inline]
     pub fn weight(&self, p: ParamId) -> &Tensor {
-        self.weights[p.0 as usize].as_ref().expect("parameter is loaded")
+        self.weights[p.0 as usize]
+            .as_ref()
+            .expect("parameter is loaded")
     }
 
     /// Replaces a parameter's tensor (None: it lives elsewhere, e.g. packed in a quantised leaf).

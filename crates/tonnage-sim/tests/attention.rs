@@ -6,7 +6,9 @@ use serde_json::Value;
 use tonnage_sim::autograd::backward_with;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_sim::ops::{self, SdpaArgs, SdpaBackend, select_backend};
-use tonnage_sim::{Accumulate, Cx, DeviceModel, EventKind, OpId, ScalarType, Shape, Tensor, backward};
+use tonnage_sim::{
+    Accumulate, Cx, DeviceModel, EventKind, OpId, ScalarType, Shape, Tensor, backward,
+};
 
 fn device(gpu: &str) -> KernelDevice {
     match gpu {
@@ -31,7 +33,12 @@ fn dtype(name: &str) -> ScalarType {
 }
 
 fn context(gpu: &str) -> Cx {
-    Cx::new(DeviceModel { kernel: device(gpu) }, Accumulate::InPlaceIfSole)
+    Cx::new(
+        DeviceModel {
+            kernel: device(gpu),
+        },
+        Accumulate::InPlaceIfSole,
+    )
 }
 
 /// (batch, heads, length, size) lying as the layout says.
@@ -42,7 +49,12 @@ fn tensor(cx: &Cx, layout: &str, [b, h, s, d]: [u64; 4], dtype: ScalarType) -> T
         let t = cx.empty(OpId::INPUT, Shape::new(&base), dtype);
         let mut strides = t.strides;
         strides.swap(i, j);
-        Tensor { shape: Shape::new(&a), strides, view: true, ..t }
+        Tensor {
+            shape: Shape::new(&a),
+            strides,
+            view: true,
+            ..t
+        }
     };
     match layout {
         "bshd" => swapped([b, h, s, d], 1, 2),
@@ -52,7 +64,11 @@ fn tensor(cx: &Cx, layout: &str, [b, h, s, d]: [u64; 4], dtype: ScalarType) -> T
 }
 
 fn sizes(v: &Value) -> Vec<u64> {
-    v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap()).collect()
+    v.as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_u64().unwrap())
+        .collect()
 }
 
 fn mask(cx: &Cx, m: &Value) -> Tensor {
@@ -64,7 +80,11 @@ fn mask(cx: &Cx, m: &Value) -> Tensor {
     if m["expand"].is_array() {
         t = ops::expand_raw(&t, Shape::new(&sizes(&m["expand"])));
     }
-    if m["grad"].as_bool().unwrap_or(false) { cx.require_grad(t) } else { t }
+    if m["grad"].as_bool().unwrap_or(false) {
+        cx.require_grad(t)
+    } else {
+        t
+    }
 }
 
 /// Both threads' GEMM workspaces, which the recording made beforehand too.
@@ -90,7 +110,12 @@ fn run(c: &Value) -> (String, Vec<u64>) {
     };
     let (q, k, v) = (make(h, s), make(kv, t), make(kv, t));
     let amp = c["amp"].as_str().map(dtype);
-    let seed = tensor(cx, c["glayout"].as_str().unwrap_or("bshd"), [b, h, s, d], amp.unwrap_or(dt));
+    let seed = tensor(
+        cx,
+        c["glayout"].as_str().unwrap_or("bshd"),
+        [b, h, s, d],
+        amp.unwrap_or(dt),
+    );
     let args = SdpaArgs {
         mask: c["mask"].is_object().then(|| mask(cx, &c["mask"])),
         dropout: c["p"].as_f64().unwrap_or(0.0),
@@ -119,7 +144,10 @@ fn run(c: &Value) -> (String, Vec<u64>) {
                     words.push(e.bytes.to_string());
                 }
                 EventKind::Free { id } => {
-                    words.push(format!("#{}", ids.iter().position(|x| *x == id).expect("made in the call")));
+                    words.push(format!(
+                        "#{}",
+                        ids.iter().position(|x| *x == id).expect("made in the call")
+                    ));
                 }
                 EventKind::EmptyCache => unreachable!(),
             }
@@ -146,7 +174,12 @@ fn one_call_allocates_what_torch_allocates() {
             ));
         }
     }
-    assert!(wrong.is_empty(), "{} of {compared} differ\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {compared} differ\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(compared > 90);
 }
 
@@ -202,6 +235,11 @@ fn the_backend_is_the_one_that_torch_chooses() {
         }
     }
     wrong.truncate(60);
-    assert!(wrong.is_empty(), "{} of {compared} differ\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {compared} differ\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(compared > 3000);
 }

@@ -77,7 +77,10 @@ struct Gpt2 {
 pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     if c.n_head == 0 || c.n_embd % c.n_head != 0 {
-        return Err(ModelError::field("n_head", format!("{} does not divide n_embd {}", c.n_head, c.n_embd)));
+        return Err(ModelError::field(
+            "n_head",
+            format!("{} does not divide n_embd {}", c.n_head, c.n_embd),
+        ));
     }
     let d = c.n_embd;
     let mut b = NetBuilder::new();
@@ -85,7 +88,11 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
         let wte = Embedding::new(b, "wte", c.vocab_size, d);
         let wpe = Embedding::new(b, "wpe", c.n_positions, d);
         let drop = Dropout::new(b, "drop", c.embd_pdrop);
-        let blocks = b.scope("h", |b| (0..c.n_layer).map(|i| Rc::new(block(b, &i.to_string(), &c))).collect());
+        let blocks = b.scope("h", |b| {
+            (0..c.n_layer)
+                .map(|i| Rc::new(block(b, &i.to_string(), &c)))
+                .collect()
+        });
         let ln_f = LayerNorm::new(b, "ln_f", d, true, true);
         (b.id(), wte, wpe, drop, blocks, ln_f)
     });
@@ -94,7 +101,18 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
     } else {
         Linear::new(&mut b, "lm_head", d, c.vocab_size, false)
     };
-    Ok(Built { net: b.finish(), arch: Rc::new(Gpt2 { transformer, wte, wpe, drop, blocks, ln_f, head }) })
+    Ok(Built {
+        net: b.finish(),
+        arch: Rc::new(Gpt2 {
+            transformer,
+            wte,
+            wpe,
+            drop,
+            blocks,
+            ln_f,
+            head,
+        }),
+    })
 }
 
 fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
@@ -107,16 +125,42 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
             let a = Conv1d::new(b, "c_attn", d, 3 * d);
             let p = Conv1d::new(b, "c_proj", d, d);
             Dropout::new(b, "attn_dropout", c.attn_pdrop);
-            (b.id(), a, p, Dropout::new(b, "resid_dropout", c.resid_pdrop))
+            (
+                b.id(),
+                a,
+                p,
+                Dropout::new(b, "resid_dropout", c.resid_pdrop),
+            )
         });
         let ln_2 = LayerNorm::new(b, "ln_2", d, true, true);
         let (mlp_id, c_fc, mlp_proj, act_id, mlp_drop) = b.scope("mlp", |b| {
             let fc = Conv1d::new(b, "c_fc", d, f);
             let p = Conv1d::new(b, "c_proj", f, d);
             let act = b.scope("act", |b| b.id());
-            (b.id(), fc, p, act, Dropout::new(b, "dropout", c.resid_pdrop))
+            (
+                b.id(),
+                fc,
+                p,
+                act,
+                Dropout::new(b, "dropout", c.resid_pdrop),
+            )
         });
-        Block { id, attn_id, mlp_id, act_id, ln_1, c_attn, c_proj, resid, ln_2, c_fc, mlp_proj, mlp_drop, heads: c.n_head, attn_pdrop: c.attn_pdrop }
+        Block {
+            id,
+            attn_id,
+            mlp_id,
+            act_id,
+            ln_1,
+            c_attn,
+            c_proj,
+            resid,
+            ln_2,
+            c_fc,
+            mlp_proj,
+            mlp_drop,
+            heads: c.n_head,
+            attn_pdrop: c.attn_pdrop,
+        }
     })
 }
 
@@ -150,7 +194,13 @@ impl Block {
         let (q, k, v) = (head(&parts[0]), head(&parts[1]), head(&parts[2]));
         drop(parts);
         let dropout = if m.training { self.attn_pdrop } else { 0.0 };
-        let args = SdpaArgs { mask: mask.cloned(), dropout, is_causal: mask.is_none(), enable_gqa: false, scale_given: true };
+        let args = SdpaArgs {
+            mask: mask.cloned(),
+            dropout,
+            is_causal: mask.is_none(),
+            enable_gqa: false,
+            scale_given: true,
+        };
         let mut o = ops::sdpa(cx, &q, &k, &v, &args);
         o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
         drop(q);
@@ -192,7 +242,10 @@ impl Block {
 
 impl Arch for Gpt2 {
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
-        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let ids = batch
+            .input_ids
+            .as_ref()
+            .expect("a language model's batch has input_ids");
         let (b, s) = (ids.size(0), ids.size(1));
         let cx = &m.cx;
         let h = m.within(self.transformer, || {
@@ -223,7 +276,14 @@ impl Arch for Gpt2 {
         });
         let logits = self.head.forward(m, &h);
         drop(h);
-        let loss = batch.labels.as_ref().map(|l| common::loss::causal_lm(m, &logits, l));
-        Output { loss, logits: Some(logits), rest: vec![] }
+        let loss = batch
+            .labels
+            .as_ref()
+            .map(|l| common::loss::causal_lm(m, &logits, l));
+        Output {
+            loss,
+            logits: Some(logits),
+            rest: vec![],
+        }
     }
 }

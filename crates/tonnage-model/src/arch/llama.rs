@@ -83,23 +83,37 @@ struct Llama {
 }
 
 /// From configuration fields; `model_type` is llama, qwen2, qwen3 or mistral.
-pub fn build(model_type: &str, config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
+pub fn build(
+    model_type: &str,
+    config: &serde_json::Value,
+    _head: Head,
+) -> Result<Built, ModelError> {
     let mut c: Config = fields(&defaults(model_type, config))?;
     c.qkv_bias = model_type == "qwen2" || c.attention_bias;
     c.qk_norm = model_type == "qwen3";
     let h = c.num_attention_heads;
     if h == 0 || (c.head_dim.is_none() && c.hidden_size % h != 0) {
-        return Err(ModelError::field("num_attention_heads", format!("{h} does not divide hidden_size {}", c.hidden_size)));
+        return Err(ModelError::field(
+            "num_attention_heads",
+            format!("{h} does not divide hidden_size {}", c.hidden_size),
+        ));
     }
     let head_dim = c.head_dim.unwrap_or(c.hidden_size / h);
     let kv = c.num_key_value_heads.unwrap_or(h);
     if kv == 0 || h % kv != 0 {
-        return Err(ModelError::field("num_key_value_heads", format!("{kv} does not divide num_attention_heads {h}")));
+        return Err(ModelError::field(
+            "num_key_value_heads",
+            format!("{kv} does not divide num_attention_heads {h}"),
+        ));
     }
     let mut b = NetBuilder::new();
     let (model, rotary, embed, layers, norm) = b.scope("model", |b| {
         let embed = Embedding::new(b, "embed_tokens", c.vocab_size, c.hidden_size);
-        let layers = b.scope("layers", |b| (0..c.num_hidden_layers).map(|i| Rc::new(layer(b, &i.to_string(), &c, head_dim, kv))).collect());
+        let layers = b.scope("layers", |b| {
+            (0..c.num_hidden_layers)
+                .map(|i| Rc::new(layer(b, &i.to_string(), &c, head_dim, kv)))
+                .collect()
+        });
         let norm = RmsNorm::new(b, "norm", c.hidden_size);
         let rotary = b.scope("rotary_emb", |b| {
             b.buffer("inv_freq", &[head_dim / 2], Some(ScalarType::F32));
@@ -109,18 +123,45 @@ pub fn build(model_type: &str, config: &serde_json::Value, _head: Head) -> Resul
         (b.id(), rotary, embed, layers, norm)
     });
     let head = if c.tie_word_embeddings {
-        Linear::tied(&mut b, "lm_head", c.hidden_size, c.vocab_size, embed.1, false)
+        Linear::tied(
+            &mut b,
+            "lm_head",
+            c.hidden_size,
+            c.vocab_size,
+            embed.1,
+            false,
+        )
     } else {
         Linear::new(&mut b, "lm_head", c.hidden_size, c.vocab_size, false)
     };
-    Ok(Built { net: b.finish(), arch: Rc::new(Llama { model, rotary, embed, layers, norm, head, head_dim }) })
+    Ok(Built {
+        net: b.finish(),
+        arch: Rc::new(Llama {
+            model,
+            rotary,
+            embed,
+            layers,
+            norm,
+            head,
+            head_dim,
+        }),
+    })
 }
 
 /// The configuration with the defaults in which a relative differs from Llama.
 fn defaults(model_type: &str, config: &serde_json::Value) -> serde_json::Value {
     let extra: &[(&str, u64)] = match model_type {
-        "qwen2" => &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("num_key_value_heads", 32)],
-        "qwen3" => &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("num_key_value_heads", 32), ("head_dim", 128)],
+        "qwen2" => &[
+            ("vocab_size", 151_936),
+            ("intermediate_size", 22_016),
+            ("num_key_value_heads", 32),
+        ],
+        "qwen3" => &[
+            ("vocab_size", 151_936),
+            ("intermediate_size", 22_016),
+            ("num_key_value_heads", 32),
+            ("head_dim", 128),
+        ],
         "mistral" => &[("intermediate_size", 14_336), ("num_key_value_heads", 8)],
         _ => &[],
     };
@@ -154,7 +195,24 @@ fn layer(b: &mut NetBuilder, name: &str, c: &Config, head_dim: u64, kv: u64) -> 
         });
         let input_norm = RmsNorm::new(b, "input_layernorm", d);
         let post_norm = RmsNorm::new(b, "post_attention_layernorm", d);
-        Layer { id, attn, mlp, q, k, v, o, q_norm, k_norm, gate, up, down, input_norm, post_norm, head_dim, dropout: c.attention_dropout }
+        Layer {
+            id,
+            attn,
+            mlp,
+            q,
+            k,
+            v,
+            o,
+            q_norm,
+            k_norm,
+            gate,
+            up,
+            down,
+            input_norm,
+            post_norm,
+            head_dim,
+            dropout: c.attention_dropout,
+        }
     })
 }
 
@@ -162,7 +220,11 @@ impl Layer {
     fn heads(&self, m: &Run, x: &Tensor, lin: &Linear, norm: Option<&RmsNorm>) -> Tensor {
         let y = lin.forward(m, x);
         let (b, s, w) = (y.size(0), y.size(1), y.size(2));
-        let v = ops::view(&m.cx, &y, Shape::new(&[b, s, w / self.head_dim, self.head_dim]));
+        let v = ops::view(
+            &m.cx,
+            &y,
+            Shape::new(&[b, s, w / self.head_dim, self.head_dim]),
+        );
         drop(y);
         let v = match norm {
             Some(n) => n.forward(m, &v),
@@ -171,7 +233,14 @@ impl Layer {
         ops::transpose(&m.cx, &v, 1, 2)
     }
 
-    fn attention(&self, m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(
+        &self,
+        m: &Run,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
         let cx = &m.cx;
         let (b, s) = (x.size(0), x.size(1));
         let mut q = self.heads(m, x, &self.q, self.q_norm.as_ref());
@@ -209,7 +278,14 @@ impl Layer {
         y
     }
 
-    fn forward(&self, m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn forward(
+        &self,
+        m: &Run,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
         m.within(self.id, || {
             let h = self.input_norm.forward(m, x);
             let a = m.within(self.attn, || self.attention(m, &h, cos, sin, mask));
@@ -229,14 +305,19 @@ impl Layer {
 
 impl Arch for Llama {
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
-        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let ids = batch
+            .input_ids
+            .as_ref()
+            .expect("a language model's batch has input_ids");
         let (b, s) = (ids.size(0), ids.size(1));
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
             let pos = common::mask::position_ids(m, s);
             let mask = common::mask::causal(m, batch, b, s);
-            let (cos, sin) = m.within(self.rotary, || common::rope::tables(m, s, self.head_dim, emb.dtype));
+            let (cos, sin) = m.within(self.rotary, || {
+                common::rope::tables(m, s, self.head_dim, emb.dtype)
+            });
             let mut x = emb.clone();
             for l in &self.layers {
                 x = if m.options.checkpoint && m.training {
@@ -262,8 +343,15 @@ impl Arch for Llama {
         let kept = ops::slice(cx, &h, 1, 0, s);
         let logits = self.head.forward(m, &kept);
         drop(kept);
-        let loss = batch.labels.as_ref().map(|l| common::loss::causal_lm(m, &logits, l));
+        let loss = batch
+            .labels
+            .as_ref()
+            .map(|l| common::loss::causal_lm(m, &logits, l));
         drop(h);
-        Output { loss, logits: Some(logits), rest: vec![] }
+        Output {
+            loss,
+            logits: Some(logits),
+            rest: vec![],
+        }
     }
 }

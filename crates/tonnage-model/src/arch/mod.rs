@@ -2,6 +2,7 @@
 
 pub mod gpt2;
 pub mod llama;
+pub mod nanogpt;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -55,9 +56,14 @@ pub enum Head {
 }
 
 /// Builds `model_type` from its configuration fields (absent ones take the library's defaults).
-pub fn build(model_type: &str, config: &serde_json::Value, head: Head) -> Result<Built, ModelError> {
+pub fn build(
+    model_type: &str,
+    config: &serde_json::Value,
+    head: Head,
+) -> Result<Built, ModelError> {
     match model_type {
         "gpt2" => gpt2::build(config, head),
+        "nanogpt" => nanogpt::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }

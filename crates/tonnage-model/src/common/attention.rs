@@ -6,7 +6,15 @@ use tonnage_sim::{ScalarType, Tensor};
 
 /// `attention_interface(module, q, k, v, mask, dropout, scaling)` for q [B, H, S, d], k and v [B, K, S, d]; the result is
 /// [B, S, H, d] contiguous. `is_causal` is the module's attribute.
-pub fn attend(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, dropout: f64, is_causal: bool) -> Tensor {
+pub fn attend(
+    m: &Run,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    dropout: f64,
+    is_causal: bool,
+) -> Tensor {
     let cx = &m.cx;
     let groups = q.size(1) / k.size(1);
     let p = if m.training { dropout } else { 0.0 };
@@ -20,7 +28,13 @@ pub fn attend(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>
     });
     let (k, v) = repeated.as_ref().map_or((k, v), |(k, v)| (k, v));
     let causal = q.size(2) > 1 && mask.is_none() && is_causal;
-    let args = SdpaArgs { mask: mask.cloned(), dropout: p, is_causal: causal, enable_gqa: gqa, scale_given: true };
+    let args = SdpaArgs {
+        mask: mask.cloned(),
+        dropout: p,
+        is_causal: causal,
+        enable_gqa: gqa,
+        scale_given: true,
+    };
     let o = ops::sdpa(cx, q, k, v, &args);
     let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
     drop(repeated);
@@ -32,7 +46,11 @@ pub fn attend(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>
 pub fn eager(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64) -> Tensor {
     let cx = &m.cx;
     let groups = q.size(1) / k.size(1);
-    let (k, v) = if groups > 1 { (ops::repeat_kv(cx, k, groups), ops::repeat_kv(cx, v, groups)) } else { (k.clone(), v.clone()) };
+    let (k, v) = if groups > 1 {
+        (ops::repeat_kv(cx, k, groups), ops::repeat_kv(cx, v, groups))
+    } else {
+        (k.clone(), v.clone())
+    };
     let raw = ops::matmul(cx, q, &ops::transpose(cx, &k, 2, 3));
     let mut w = ops::mul_scalar(cx, &raw);
     drop(raw);

@@ -21,7 +21,10 @@ pub fn tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) 
         };
         let cos = table(OpId::COS);
         let sin = table(OpId::SIN);
-        let out = (ops::to_dtype(cx, &cos, dtype), ops::to_dtype(cx, &sin, dtype));
+        let out = (
+            ops::to_dtype(cx, &cos, dtype),
+            ops::to_dtype(cx, &sin, dtype),
+        );
         drop(positions);
         drop(freqs);
         drop(emb);

@@ -32,7 +32,11 @@ pub(super) fn cudnn(
     let offset = cx.empty(op, Shape::new(&[]), I64);
     let dv = v.size(3);
     let shape = q.shape.with(-1, dv);
-    let st = if dv == q.size(3) && q.is_dense() { q.strides } else { elementwise_strides(&shape, &[(&shape, &q.strides)]) };
+    let st = if dv == q.size(3) && q.is_dense() {
+        q.strides
+    } else {
+        elementwise_strides(&shape, &[(&shape, &q.strides)])
+    };
     let y = cx.empty_strided(op, shape, st, q.dtype);
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let lse = train.then(|| cx.empty(op, rows, F32));

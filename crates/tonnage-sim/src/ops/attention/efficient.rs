@@ -93,7 +93,11 @@ pub(super) fn efficient(
         if s.need.get(3) == Some(&true) {
             // rows of the mask's gradient are padded to 16 elements
             let m = s.tensor(0);
-            let t = cx.empty(op, m.shape.with(-1, m.size(-1).next_multiple_of(16)), m.dtype);
+            let t = cx.empty(
+                op,
+                m.shape.with(-1, m.size(-1).next_multiple_of(16)),
+                m.dtype,
+            );
             grads.push(t.alias(m.shape, t.strides));
         }
         let mut delta = None;

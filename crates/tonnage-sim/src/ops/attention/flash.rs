@@ -36,12 +36,18 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     let outputs = cx.play(op, &steps, |i| match i {
         0 => (q.shape, st, q.dtype),
         1 => (rows, rows.contiguous_strides(), F32),
-        _ => (Shape::new(&[4 - i as u64]), Shape::new(&[1]).contiguous_strides(), I64),
+        _ => (
+            Shape::new(&[4 - i as u64]),
+            Shape::new(&[1]).contiguous_strides(),
+            I64,
+        ),
     });
     let mut outputs = outputs.into_iter();
     let y = outputs.next().expect("output");
     let rest: smallvec::SmallVec<[Tensor; 4]> = outputs.collect();
-    let [lse, rng, unused] = &rest[..] else { unreachable!("flash attention has four results") };
+    let [lse, rng, unused] = &rest[..] else {
+        unreachable!("flash attention has four results")
+    };
     for t in [lse, &y, rng, unused] {
         n.save(cx, t);
     }
@@ -49,7 +55,8 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].as_ref().expect("gradient");
         let (k, q, v, out) = (s.tensor(0), s.tensor(1), s.tensor(2), s.tensor(4));
-        let steps = call(q, k, q.size(3), s.args[0] as f64).flash_backward(!lies_by_position(g), !lies_by_position(out));
+        let steps = call(q, k, q.size(3), s.args[0] as f64)
+            .flash_backward(!lies_by_position(g), !lies_by_position(out));
         let grads = cx.play(OpId::SDPA_FLASH_BACKWARD, &steps, |i| {
             let t = [q, k, v][i];
             (t.shape, layout_like(t, t.size(3)), t.dtype)
@@ -57,4 +64,3 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
         wanted(s, grads.into_iter().map(Some).collect())
     })
 }
-

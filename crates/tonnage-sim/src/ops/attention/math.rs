@@ -6,7 +6,8 @@ use crate::context::Cx;
 use crate::kernels::safe_softmax as safe_softmax_steps;
 use crate::ops::op::OpId;
 use crate::ops::{
-    add_, clone_contiguous, dropout, expand, flatten, matmul, mul_scalar, to_dtype, transpose, unsqueeze,
+    add_, bmm, clone_contiguous, dropout, expand, flatten, mul_scalar, reshape, to_dtype,
+    transpose, unsafe_view, unsqueeze,
 };
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -14,14 +15,31 @@ use smallvec::smallvec;
 use tonnage_units::ScalarType::{BF16, Bool, F16, F32};
 
 /// 16-bit inputs are computed in fp32, and the result and the probabilities cast back. `mask` is additive.
-pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, args: &SdpaArgs) -> Tensor {
+pub(super) fn math(
+    cx: &Cx,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    args: &SdpaArgs,
+) -> Tensor {
     let origin = q.dtype;
-    let exact = |t: &Tensor| if matches!(t.dtype, F16 | BF16) { to_dtype(cx, t, F32) } else { t.clone() };
+    let exact = |t: &Tensor| {
+        if matches!(t.dtype, F16 | BF16) {
+            to_dtype(cx, t, F32)
+        } else {
+            t.clone()
+        }
+    };
     let q_acc = exact(q);
     let k_acc = exact(k);
     let v_acc = exact(v);
     let query = mul_scalar(cx, &q_acc);
-    let mask = if args.is_causal { Some(causal_mask(cx, &query, k_acc.size(-2))) } else { mask.cloned() };
+    let mask = if args.is_causal {
+        Some(causal_mask(cx, &query, k_acc.size(-2)))
+    } else {
+        mask.cloned()
+    };
     let (key, value) = if args.enable_gqa {
         let key = repeat_heads(cx, &k_acc, query.size(-3));
         let value = repeat_heads(cx, &v_acc, query.size(-3));
@@ -31,7 +49,7 @@ pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Te
     };
     let mut attn = {
         let scaled = mul_scalar(cx, &transpose(cx, &key, -2, -1));
-        matmul(cx, &query, &scaled)
+        product(cx, &query, &scaled)
     };
     if let Some(m) = &mask {
         attn = add_(cx, attn, m);
@@ -41,18 +59,56 @@ pub(super) fn math(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Te
     // the probabilities are a second result, which the caller drops: cast first, gone last
     let probabilities = to_dtype_if(cx, &attn, origin);
     let y = {
-        let y = matmul(cx, &attn, &value);
+        let y = product(cx, &attn, &value);
         to_dtype_if(cx, &y, origin)
     };
-    for t in [Some(attn), Some(key), Some(value), Some(query), mask, Some(v_acc), Some(k_acc), Some(q_acc)] {
+    for t in [
+        Some(attn),
+        Some(key),
+        Some(value),
+        Some(query),
+        mask,
+        Some(v_acc),
+        Some(k_acc),
+        Some(q_acc),
+    ] {
         drop(t);
     }
     drop(probabilities);
     y
 }
 
+/// `a @ b` of the same number of dimensions, each step a node of its own: a copied gradient is let go between them
+/// (LinearAlgebra.cpp, _matmul_impl).
+fn product(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+    let n = a.shape.ndim() as isize;
+    let (mut full_a, mut full_b) = (a.shape, b.shape);
+    let mut batch = 1;
+    for i in 0..n - 2 {
+        let d = a.size(i).max(b.size(i));
+        (full_a, full_b) = (full_a.with(i, d), full_b.with(i, d));
+        batch *= d;
+    }
+    let fold = |x: &Tensor, full: Shape| {
+        let x = if x.shape == full {
+            x.clone()
+        } else {
+            expand(cx, x, full)
+        };
+        reshape(cx, &x, Shape::new(&[batch, x.size(-2), x.size(-1)]))
+    };
+    let a3 = fold(a, full_a);
+    let b3 = fold(b, full_b);
+    let y = bmm(cx, &a3, &b3);
+    unsafe_view(cx, &y, full_a.with(-1, b.size(-1)))
+}
+
 fn to_dtype_if(cx: &Cx, x: &Tensor, dtype: tonnage_units::ScalarType) -> Tensor {
-    if x.dtype == dtype { x.clone() } else { to_dtype(cx, x, dtype) }
+    if x.dtype == dtype {
+        x.clone()
+    } else {
+        to_dtype(cx, x, dtype)
+    }
 }
 
 /// `ones(L, S, bool).tril()` as numbers to add.
@@ -86,7 +142,11 @@ fn safe_softmax(cx: &Cx, x: &Tensor) -> Tensor {
     let width = x.size(-1);
     let rows = x.numel().checked_div(width).unwrap_or(0);
     let steps = safe_softmax_steps(rows, width, x.dtype, &cx.device().kernel);
-    let y = cx.play(op, &steps, |_| (x.shape, x.shape.contiguous_strides(), x.dtype)).remove(0);
+    let y = cx
+        .play(op, &steps, |_| {
+            (x.shape, x.shape.contiguous_strides(), x.dtype)
+        })
+        .remove(0);
     n.save(cx, &y);
     n.finish(cx, y, |cx, s, _| -> Grads {
         let y = s.tensor(0);

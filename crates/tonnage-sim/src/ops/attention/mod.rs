@@ -74,7 +74,8 @@ fn additive(cx: &Cx, mask: &Tensor, dtype: ScalarType) -> Tensor {
     let shape = mask.shape;
     // `where` gives its result the layout of the mask
     let st = elementwise_strides(&shape, &[(&shape, &mask.strides)]);
-    cx.play(OpId::WHERE, &boolean_mask(dtype), |_| (shape, st, dtype)).remove(0)
+    cx.play(OpId::WHERE, &boolean_mask(dtype), |_| (shape, st, dtype))
+        .remove(0)
 }
 
 /// The call in the terms of the kernels module; `d` is the head size.

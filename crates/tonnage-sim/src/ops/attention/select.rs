@@ -35,7 +35,14 @@ pub fn select_backend(
     capability: (u8, u8),
     requires_grad: bool,
 ) -> SdpaBackend {
-    let c = Call { q, k, v, args, capability, grad: requires_grad };
+    let c = Call {
+        q,
+        k,
+        v,
+        args,
+        capability,
+        grad: requires_grad,
+    };
     if [q, k, v].iter().any(|t| t.shape.ndim() != 4) {
         return SdpaBackend::Math;
     }
@@ -80,7 +87,8 @@ impl Call<'_> {
     fn last_stride_one(&self, singleton: bool) -> bool {
         let one = |t: &Tensor| t.strides[3] == 1 || (singleton && t.size(3) == 1);
         let mask = self.args.mask.as_ref();
-        let mask_ok = mask.is_none_or(|m| m.shape.ndim() == 0 || m.strides[m.shape.ndim() - 1] == 1);
+        let mask_ok =
+            mask.is_none_or(|m| m.shape.ndim() == 0 || m.strides[m.shape.ndim() - 1] == 1);
         one(self.q) && one(self.k) && one(self.v) && mask_ok
     }
 
@@ -107,7 +115,9 @@ impl Call<'_> {
 
     /// check_attn_mask_shape.
     fn mask_shape(&self) -> bool {
-        let Some(m) = &self.args.mask else { return true };
+        let Some(m) = &self.args.mask else {
+            return true;
+        };
         if m.requires_grad() || m.shape.ndim() < 2 {
             return false;
         }
