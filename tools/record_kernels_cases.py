@@ -315,4 +315,49 @@ def index(rec):
         rec.case("dropout", dict(dtype=dt), lambda: A.native_dropout(x, 0.1, True))
 
 
-GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss, sdpa=sdpa, gemm=gemm, index=index)
+def conv(rec):
+    last = torch.channels_last
+    for dt in ("f32", "bf16", "f16"):
+        if dt == "bf16" and torch.cuda.get_device_capability()[0] < 8:
+            continue  # not cuDNN there
+        size = DT[dt].itemsize
+        for B, C, H, O, k, st, pad, g in ((2, 3, 64, 16, 7, 2, 3, 1), (4, 16, 28, 32, 3, 1, 1, 1), (4, 16, 28, 16, 3, 1, 1, 16), (4, 16, 28, 32, 1, 1, 0, 1), (2, 8, 28, 16, 3, 2, 1, 2), (8, 3, 224, 64, 7, 2, 3, 1),
+                                          (8, 96, 56, 96, 7, 1, 3, 96), (8, 64, 56, 64, 3, 1, 1, 64), (8, 64, 56, 64, 3, 2, 1, 64), (8, 64, 6, 64, 3, 1, 1, 64), (32, 64, 28, 64, 5, 1, 2, 64), (64, 3, 224, 768, 16, 16, 0, 1),
+                                          (1, 32, 14, 32, 1, 1, 0, 32), (8, 256, 28, 256, 3, 2, 1, 256), (8, 256, 14, 256, 5, 2, 2, 256), (1, 64, 56, 64, 3, 2, 1, 64), (1, 64, 56, 64, 1, 2, 0, 64), (8, 128, 7, 128, 1, 2, 0, 128), (128, 256, 14, 512, 3, 1, 1, 1)):
+            for cl in (False, True):
+                x, w, b = E((B, C, H, H), dt), E((O, C // g, k, k), dt), E((O,), dt)
+                if cl:
+                    x, w = x.to(memory_format=last), w.to(memory_format=last)
+                f = lambda x: A.convolution(x, w, b, [st, st], [pad, pad], [1, 1], False, [0, 0], g)
+                other = x.contiguous() if cl else x.to(memory_format=last)
+                both = k == 1 or C // g == 1  # such a weight is in both formats
+                rec.case("conv", dict(x=list(x.shape), o=O, kernel=k, groups=g, dtype=dt, last=cl, xcopy=0, wcopy=0), lambda: f(x))
+                rec.case("conv", dict(x=list(x.shape), o=O, kernel=k, groups=g, dtype=dt, last=cl, other=True, xcopy=x.numel() * size if cl and (k > 1 or C > g) else 0, wcopy=0 if cl or both else w.numel() * size), lambda: f(other))
+                o = f(x)
+                for grad in (torch.empty_like(o), o.contiguous() if cl else o.to(memory_format=last)):
+                    for mask in ([True, True, True], [False, True, False]):
+                        a = dict(x=list(x.shape), kernel=k, stride=st, groups=g, dtype=dt, last=cl, mask=mask, gcopy=grad.stride() != o.stride(), shape=list(o.shape), strides=list(grad.stride()), offset=0)
+                        rec.case("conv_backward", a, lambda: A.convolution_backward(grad, x, w, [O], [st, st], [pad, pad], [1, 1], False, [0, 0], g, mask))
+        for cl in (False, True):
+            x = E((2, 64, 56, 56), dt)
+            if cl:
+                x = x.to(memory_format=last)
+            o, i = A.max_pool2d_with_indices(x, [3, 3], [2, 2], [1, 1])
+            p = A.avg_pool2d(x, [2, 2], [2, 2])
+            for name, n, call in (("max_pool2d", 2, lambda: A.max_pool2d_with_indices(x, [3, 3], [2, 2], [1, 1])), ("max_pool2d_backward", 1, lambda: A.max_pool2d_with_indices_backward(o, x, [3, 3], [2, 2], [1, 1], [1, 1], False, i)),
+                                  ("avg_pool2d", 1, lambda: A.avg_pool2d(x, [2, 2], [2, 2])), ("avg_pool2d_backward", 1, lambda: A.avg_pool2d_backward(p, x, [2, 2], [2, 2], [0, 0], False, True, None)),
+                                  ("adaptive_avg_pool2d", 1, lambda: A._adaptive_avg_pool2d(x, [7, 7]))):
+                rec.case("only_results", dict(op=name, dtype=dt, last=cl, results=n), call)
+            rec.case("mean", dict(shape=list(x.shape), strides=list(x.stride()), offset=0, dtype=dt, dims=[2, 3], keep=True, out=dt), lambda: torch.nn.functional.adaptive_avg_pool2d(x, 1))
+
+
+def foreach(rec):
+    for dt in ("f32", "bf16", "f16", "f64"):
+        for n in ([1000, 2000, 7, 90000], [9000000], [9000000, 70000000], [65536, 65537], [5] * 200):
+            xs = [E((k,), dt) for k in n]
+            rec.case("foreach_norm", dict(n=n, dtype=dt), lambda: torch._foreach_norm(xs, 2.0))
+            rec.case("only_results", dict(op="foreach_sqrt", n=n, dtype=dt, results=len(n)), lambda: torch._foreach_sqrt(xs))
+            rec.case("only_results", dict(op="foreach_inplace", n=n, dtype=dt, results=0), lambda: (torch._foreach_mul_(xs, 0.5), torch._foreach_addcdiv_(xs, xs, xs, 0.1), torch._foreach_lerp_(xs, xs, 0.1), None)[3])
+
+
+GROUPS = dict(reduce=reduce, embedding=embedding, norm=norm, loss=loss, sdpa=sdpa, gemm=gemm, index=index, conv=conv, foreach=foreach)

@@ -74,4 +74,4 @@ fn check(group: &str) {
 macro_rules! groups {
     ($($name:ident)*) => { $(#[test] fn $name() { check(stringify!($name)); })* };
 }
-groups!(reduce embedding norm loss sdpa gemm index);
+groups!(reduce embedding norm loss sdpa gemm index conv foreach);

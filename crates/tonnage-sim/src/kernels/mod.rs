@@ -5,9 +5,11 @@
 //! the simulator plays. Rules are read from the launchers in `aten/src/ATen/native/cuda` (named at each
 //! function) and compared with recorded traces of the real launchers in `tests/kernels.rs`, whose data
 //! `tools/record_kernels.py` makes.
+mod conv;
 mod cub;
 mod device;
 mod embedding;
+mod foreach;
 mod gemm;
 mod index;
 mod iter;
@@ -17,12 +19,14 @@ mod reduce;
 mod sdpa;
 mod steps;
 
+pub use conv::{convolution, convolution_backward, native_depthwise};
 pub use cub::{
     exclusive_scan_temp, flag_sum_temp, inclusive_scan_temp, radix_sort_pairs_temp,
     radix_sort_tile, scan_temp, select_temp, unique_by_key_temp,
 };
 pub use device::KernelDevice;
 pub use embedding::embedding_dense_backward;
+pub use foreach::foreach_norm_scratch;
 pub use gemm::{CUBLASLT_WORKSPACE, addmm_uses_lt, cublas_workspace, grouped_mm};
 pub use index::{cumsum, index_put_accumulate, nonzero, sort};
 pub use iter::Strided;

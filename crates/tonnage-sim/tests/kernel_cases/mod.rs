@@ -137,6 +137,29 @@ pub fn rule(op: &str, a: &Args, dev: &KernelDevice) -> Steps {
             s.output(0);
             s
         }
+        "conv" => convolution(a.n("xcopy"), a.n("wcopy")),
+        "conv_backward" => {
+            let x = a.list("x");
+            let depthwise = native_depthwise(
+                [x[0], x[1], x[2], x[3]],
+                a.n("groups"),
+                a.n("kernel"),
+                a.n("stride"),
+                a.dtype("dtype"),
+                a.flag("last"),
+            );
+            let mask = [a.mask(0), a.mask(1), a.mask(2)];
+            let copied = a.flag("gcopy");
+            convolution_backward(&a.tensor(), a.dtype("dtype"), copied, depthwise, mask, dev)
+        }
+        "foreach_norm" => {
+            let (n, dtype) = (a.list("n"), a.dtype("dtype"));
+            let mut s = Steps::new();
+            let scratch = s.alloc(foreach_norm_scratch(n.iter().copied(), dtype));
+            (0..n.len()).for_each(|i| s.output(i as u8));
+            s.free(scratch);
+            s
+        }
         _ => panic!("no rule for {op}"),
     }
 }
