@@ -7,7 +7,8 @@
 //! A workspace is made on a thread's first use of its library handle, *after* the product's result is
 //! allocated, and lives until the end. The order is: copies of operands whose layout cuBLAS cannot take,
 //! the result, the cuBLAS workspace, the cuBLASLt workspace. Every product, also one that cuBLASLt does,
-//! makes the cuBLAS workspace first, because the handle comes with it.
+//! makes the cuBLAS workspace first, because the handle comes with it. Beside the fused bias, `_scaled_mm`
+//! uses cuBLASLt with its workspace (`_int_mm` without); `mm`, `bmm`, `baddbmm`, `mv`, `dot` never do.
 use super::{KernelDevice, Slot, Steps};
 
 /// Bytes of the cuBLAS workspace of one (handle, stream).
