@@ -11,7 +11,7 @@ use tonnage_units::ScalarType::{F32, I64};
 /// A head size that is no multiple of 8 is padded around the kernel, with nodes of their own (attention.cpp, pad_last_dim).
 pub(super) fn flash(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     let d = q.size(3);
-    if d % 8 == 0 {
+    if d.is_multiple_of(8) {
         return kernel(cx, q, k, v, dropout);
     }
     let q = pad_last(cx, q);

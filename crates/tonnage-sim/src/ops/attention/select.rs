@@ -78,7 +78,7 @@ impl Call<'_> {
         }
         let (h, hk, hv) = (q.size(1), k.size(1), v.size(1));
         if self.args.enable_gqa && grouped {
-            return (!same_kv_heads || hk == hv) && h % hk == 0 && h % hv == 0;
+            return (!same_kv_heads || hk == hv) && h.is_multiple_of(hk) && h.is_multiple_of(hv);
         }
         h == hk && h == hv
     }
@@ -108,8 +108,8 @@ impl Call<'_> {
             && self.heads(true, false)
             && d <= limit
             && dv <= limit
-            && d % 8 == 0
-            && dv % 8 == 0
+            && d.is_multiple_of(8)
+            && dv.is_multiple_of(8)
             && lengths
     }
 
@@ -167,8 +167,8 @@ impl Call<'_> {
             && d == self.k.size(3)
             && d > 0
             && dv > 0
-            && d % align == 0
-            && dv % align == 0
+            && d.is_multiple_of(align)
+            && dv.is_multiple_of(align)
             && self.not_empty()
             && self.last_stride_one(false)
             && self.heads(false, true)
