@@ -1,6 +1,7 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
 pub mod gpt2;
+pub mod gpt_neox;
 pub mod llama;
 pub mod nanogpt;
 
@@ -63,6 +64,7 @@ pub fn build(
 ) -> Result<Built, ModelError> {
     match model_type {
         "gpt2" => gpt2::build(config, head),
+        "gpt_neox" => gpt_neox::build(config, head),
         "nanogpt" => nanogpt::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head),
         _ => Err(ModelError::NoForward(model_type.to_string())),
