@@ -30,7 +30,7 @@ pub struct Simulated {
 
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
-    let built = arch::build(&spec.model_type, &spec.config, spec.head)?;
+    let built = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack)?;
     let cx = Cx::new(DeviceModel { kernel: spec.device }, spec.accumulate);
     let options = RunOptions {
         dtype: spec.precision.weights(),

@@ -5,11 +5,12 @@ use crate::common;
 use crate::error::ModelError;
 use crate::layers::{Conv1d, Dropout, Embedding, LayerNorm, Linear};
 use crate::net::{ModuleId, NetBuilder};
-use crate::run::Run;
+use crate::run::{Attention, Run};
+use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
 use tonnage_sim::ops::{self, SdpaArgs};
-use tonnage_sim::{Shape, Tensor};
+use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
 
 /// The fields that matter to memory, with transformers' defaults.
 #[derive(Deserialize, Clone, Debug)]
@@ -74,7 +75,7 @@ struct Gpt2 {
 }
 
 /// From configuration fields.
-pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
+pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     if c.n_head == 0 || c.n_embd % c.n_head != 0 {
         return Err(ModelError::field(
@@ -90,7 +91,7 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
         let drop = Dropout::new(b, "drop", c.embd_pdrop);
         let blocks = b.scope("h", |b| {
             (0..c.n_layer)
-                .map(|i| Rc::new(block(b, &i.to_string(), &c)))
+                .map(|i| Rc::new(block(b, &i.to_string(), &c, stack)))
                 .collect()
         });
         let ln_f = LayerNorm::new(b, "ln_f", d, true, true);
@@ -115,13 +116,18 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
     })
 }
 
-fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
+fn block(b: &mut NetBuilder, name: &str, c: &Config, stack: &Stack) -> Block {
     let d = c.n_embd;
     let f = c.n_inner.unwrap_or(4 * d);
     b.scope(name, |b| {
         let id = b.id();
         let ln_1 = LayerNorm::new(b, "ln_1", d, true, true);
         let (attn_id, c_attn, c_proj, resid) = b.scope("attn", |b| {
+            if !stack.transformers_5() {
+                // case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-sdpa-tf4.57.6`
+                b.buffer("bias", &[1, 1, c.n_positions, c.n_positions], Some(ScalarType::Bool));
+                b.buffer("masked_bias", &[], Some(ScalarType::F32));
+            }
             let a = Conv1d::new(b, "c_attn", d, 3 * d);
             let p = Conv1d::new(b, "c_proj", d, d);
             Dropout::new(b, "attn_dropout", c.attn_pdrop);
@@ -193,6 +199,10 @@ impl Block {
         let head = |t: &Tensor| ops::transpose(cx, &ops::view(cx, t, shape), 1, 2);
         let (q, k, v) = (head(&parts[0]), head(&parts[1]), head(&parts[2]));
         drop(parts);
+        if m.options.attention == Attention::Eager {
+            let o = self.eager(m, &q, &k, &v, mask);
+            return self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
+        }
         let dropout = if m.training { self.attn_pdrop } else { 0.0 };
         let args = SdpaArgs {
             mask: mask.cloned(),
@@ -203,13 +213,48 @@ impl Block {
         };
         let mut o = ops::sdpa(cx, &q, &k, &v, &args);
         o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
-        drop(q);
-        drop(k);
-        drop(v);
-        o = ops::reshape(cx, &o, Shape::new(&[b, s, d]));
-        let y = self.c_proj.forward(m, &o);
-        drop(o);
-        self.resid.forward(m, &y)
+        self.project(m, o, Shape::new(&[b, s, d]), (q, k, v))
+    }
+
+    /// The end of GPT2Attention.forward, and its locals in the order in which they die.
+    fn project(&self, m: &Run, mut o: Tensor, shape: Shape, qkv: (Tensor, Tensor, Tensor)) -> Tensor {
+        o = ops::contiguous(&m.cx, &ops::reshape(&m.cx, &o, shape));
+        o = self.c_proj.forward(m, &o);
+        o = self.resid.forward(m, &o);
+        drop(qkv.0);
+        drop(qkv.1);
+        drop(qkv.2);
+        o
+    }
+
+    /// `eager_attention_forward` of either version; 4.57 masks with the module's own `bias` buffer.
+    fn eager(&self, m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        let cx = &m.cx;
+        let scalar = |dtype| cx.empty(OpId::FULL, Shape::new(&[]), dtype);
+        let mut fill = None;
+        let mut w = ops::matmul(cx, q, &ops::transpose(cx, k, -1, -2));
+        if m.options.stack.transformers_5() {
+            w = ops::mul_scalar(cx, &w);
+        } else {
+            let scale = scalar(w.dtype);
+            w = ops::div(cx, &w, &scale);
+            drop(scale);
+            let causal = &m.buffers[self.attn_id.0 as usize][0];
+            let causal = ops::slice(cx, &ops::slice(cx, causal, 2, 0, q.size(-2)), 3, 0, k.size(-2));
+            let value = fill.insert(scalar(w.dtype));
+            w = ops::where_(cx, &causal, &w, value);
+        }
+        if let Some(mask) = mask {
+            w = ops::add(cx, &w, mask);
+        }
+        w = ops::softmax(cx, &w, None);
+        w = ops::to_dtype(cx, &w, v.dtype);
+        w = ops::dropout(cx, &w, if m.training { self.attn_pdrop } else { 0.0 });
+        let o = ops::matmul(cx, &w, v);
+        // `mask_value` is a local to the end of the function
+        drop(fill);
+        drop(w);
+        ops::transpose(cx, &o, 1, 2)
     }
 
     fn mlp(&self, m: &Run, x: &Tensor) -> Tensor {
@@ -253,7 +298,7 @@ impl Arch for Gpt2 {
             let pos = common::mask::position_ids(m, s);
             let pe = self.wpe.forward(m, &pos);
             let mut x = ops::add(cx, &emb, &pe);
-            let mask = common::mask::causal(m, batch, b, s);
+            let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             x = self.drop.forward(m, &x);
             for blk in &self.blocks {
                 x = if m.options.checkpoint && m.training {

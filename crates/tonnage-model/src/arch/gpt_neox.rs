@@ -6,6 +6,7 @@ use crate::error::ModelError;
 use crate::layers::{Dropout, Embedding, LayerNorm, Linear};
 use crate::net::{ModuleId, NetBuilder};
 use crate::run::Run;
+use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
 use tonnage_sim::{ScalarType, Shape, Tensor, ops};
@@ -78,7 +79,7 @@ struct GptNeox {
 }
 
 /// From configuration fields.
-pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
+pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     let h = c.num_attention_heads;
     if h == 0 || c.hidden_size % h != 0 {
@@ -107,11 +108,9 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
         let norm = LayerNorm::new(b, "final_layer_norm", d, true, true);
         let rotary = b.scope("rotary_emb", |b| {
             b.buffer("inv_freq", &[rotary_dim / 2], Some(ScalarType::F32));
-            b.buffer(
-                "original_inv_freq",
-                &[rotary_dim / 2],
-                Some(ScalarType::F32),
-            );
+            if stack.transformers_5() {
+                b.buffer("original_inv_freq", &[rotary_dim / 2], Some(ScalarType::F32));
+            }
             b.id()
         });
         (b.id(), rotary, embed, drop, layers, norm)
@@ -283,7 +282,7 @@ impl Arch for GptNeox {
         let h = m.within(self.base, || {
             let emb = self.embed.forward(m, ids);
             let pos = common::mask::position_ids(m, s);
-            let mask = common::mask::causal(m, batch, b, s);
+            let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let mut x = self.drop.forward(m, &emb);
             let (cos, sin) = m.within(self.rotary, || {
                 common::rope::tables(m, s, self.rotary_dim, x.dtype)
@@ -301,8 +300,11 @@ impl Arch for GptNeox {
                 };
             }
             x = self.norm.forward(m, &x);
+            // 4.57: `cache_position`, a later argument than `inputs_embeds`, shares the storage of the position ids
+            let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
             drop(pos);
             drop(emb);
+            drop(cache_position);
             drop(mask);
             drop(cos);
             drop(sin);

@@ -7,6 +7,7 @@ use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::net::{ModuleId, NetBuilder};
 use crate::run::Run;
+use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
 use tonnage_sim::ops;
@@ -87,6 +88,7 @@ pub fn build(
     model_type: &str,
     config: &serde_json::Value,
     _head: Head,
+    stack: &Stack,
 ) -> Result<Built, ModelError> {
     let mut c: Config = fields(&defaults(model_type, config))?;
     c.qkv_bias = model_type == "qwen2" || c.attention_bias;
@@ -117,7 +119,9 @@ pub fn build(
         let norm = RmsNorm::new(b, "norm", c.hidden_size);
         let rotary = b.scope("rotary_emb", |b| {
             b.buffer("inv_freq", &[head_dim / 2], Some(ScalarType::F32));
-            b.buffer("original_inv_freq", &[head_dim / 2], Some(ScalarType::F32));
+            if stack.transformers_5() {
+                b.buffer("original_inv_freq", &[head_dim / 2], Some(ScalarType::F32));
+            }
             b.id()
         });
         (b.id(), rotary, embed, layers, norm)
@@ -314,7 +318,7 @@ impl Arch for Llama {
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
             let pos = common::mask::position_ids(m, s);
-            let mask = common::mask::causal(m, batch, b, s);
+            let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let (cos, sin) = m.within(self.rotary, || {
                 common::rope::tables(m, s, self.head_dim, emb.dtype)
             });
@@ -333,8 +337,11 @@ impl Arch for Llama {
                 };
             }
             x = self.norm.forward(m, &x);
+            // 4.57: `cache_position`, a later argument than `inputs_embeds`, shares the storage of the position ids
+            let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
             drop(pos);
             drop(emb);
+            drop(cache_position);
             drop(mask);
             drop(cos);
             drop(sin);

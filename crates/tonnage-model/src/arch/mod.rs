@@ -8,6 +8,7 @@ pub mod nanogpt;
 use crate::error::ModelError;
 use crate::net::Net;
 use crate::run::Run;
+use crate::stack::Stack;
 use std::rc::Rc;
 use tonnage_sim::Tensor;
 
@@ -61,12 +62,13 @@ pub fn build(
     model_type: &str,
     config: &serde_json::Value,
     head: Head,
+    stack: &Stack,
 ) -> Result<Built, ModelError> {
     match model_type {
-        "gpt2" => gpt2::build(config, head),
-        "gpt_neox" => gpt_neox::build(config, head),
+        "gpt2" => gpt2::build(config, head, stack),
+        "gpt_neox" => gpt_neox::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
-        "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head),
+        "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }
 }

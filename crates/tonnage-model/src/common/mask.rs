@@ -1,21 +1,27 @@
 //! What transformers allocates while it decides on an attention mask (5.17, src/transformers/masking_utils.py).
 
 use crate::arch::Batch;
-use crate::run::Run;
+use crate::run::{Attention, Run};
 use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
-/// `torch.arange(S) + past` as [1, S] int64 (the sum is a new tensor).
+/// `torch.arange(S) + past` as [1, S] int64 (5.x: the sum is a new tensor; 4.57: `arange(past, past + S)`).
 pub fn position_ids(m: &Run, s: u64) -> Tensor {
-    let a = m.cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64);
+    let a = m
+        .cx
+        .empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64);
+    if !m.options.stack.transformers_5() {
+        return ops::unsqueeze(&m.cx, &a, 0);
+    }
     let p = ops::plain(&m.cx, OpId::ADD, &a, ScalarType::I64);
     drop(a);
     ops::unsqueeze(&m.cx, &p, 0)
 }
 
-/// The search for packed sequences that runs where no mask and no cache are given (find_packed_sequence_indices).
-fn find_packed(m: &Run, b: u64, s: u64) {
+/// The search for packed sequences that runs where no mask and no cache are given (find_packed_sequence_indices). 5.x asks the
+/// device whether there are any and drops the answer; 4.57 hands the indices on.
+fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let bools = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::Bool);
@@ -28,6 +34,11 @@ fn find_packed(m: &Run, b: u64, s: u64) {
     let cast = i64s(OpId::CUMSUM, b * s);
     drop(cast);
     drop(ne);
+    if !m.options.stack.transformers_5() {
+        drop(first);
+        drop(diff);
+        return Some(sum);
+    }
     let eq = bools(OpId::EQ, b);
     let all = bools(OpId::ALL, 1);
     drop(eq);
@@ -35,14 +46,89 @@ fn find_packed(m: &Run, b: u64, s: u64) {
     drop(first);
     drop(diff);
     drop(sum);
+    None
 }
 
-/// `create_causal_mask` of a plain causal model: None where SDPA's `is_causal` does.
-pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64) -> Option<Tensor> {
+/// 4.57 with packed-sequence indices: the boolean [B, 1, S, S] mask, made under vmap (sdpa_mask_recent_torch;
+/// case `llama-1b-plain-bf16-adamw_foreach-b2-s1024-tf4.57.6`).
+fn packed_mask(m: &Run, b: u64, s: u64) -> Tensor {
+    let cx = &m.cx;
+    let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
+    let bools = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::Bool);
+    let kv = i64s(OpId::ARANGE, s);
+    let batches = i64s(OpId::ARANGE, b);
+    let heads = i64s(OpId::ARANGE, 1);
+    let ones = bools(OpId::FULL, &[s]);
+    let causal = bools(OpId::COMPARE, &[s, s]);
+    let both = bools(OpId::BITWISE, &[s, s]);
+    drop(causal);
+    drop(ones);
+    let gather = || {
+        let (x, y) = (i64s(OpId::INDEX, b * s), i64s(OpId::INDEX, b * s));
+        let r = i64s(OpId::INDEX, b * s);
+        drop(y);
+        drop(x);
+        r
+    };
+    let (q_seq, kv_seq) = (gather(), gather());
+    let same = bools(OpId::EQ, &[b, s, s]);
+    drop(q_seq);
+    drop(kv_seq);
+    let mask = bools(OpId::BITWISE, &[b, 1, s, s]);
+    drop(same);
+    drop(both);
+    drop(kv);
+    drop(batches);
+    drop(heads);
+    mask
+}
+
+/// 5.x without skipping: the boolean causal mask by broadcasting, expanded over the batch (sdpa_mask).
+fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
+    let cx = &m.cx;
+    let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
+    let batches = i64s(OpId::ARANGE, b);
+    let heads = i64s(OpId::ARANGE, 1);
+    let shifted = || {
+        let raw = i64s(OpId::ARANGE, s);
+        let sum = i64s(OpId::ADD, s);
+        drop(raw);
+        sum
+    };
+    let (q, kv) = (shifted(), shifted());
+    let mask = cx.empty(OpId::COMPARE, Shape::new(&[1, 1, s, s]), ScalarType::Bool);
+    drop(batches);
+    drop(heads);
+    drop(q);
+    drop(kv);
+    ops::expand(cx, &mask, Shape::new(&[b, 1, s, s]))
+}
+
+/// `eager_mask`: 0 and the dtype's minimum instead of booleans (case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-eager`).
+fn additive(m: &Run, mask: Tensor, dtype: ScalarType) -> Tensor {
+    let cx = &m.cx;
+    let zero = cx.empty(OpId::SCALAR_TENSOR, Shape::new(&[]), dtype);
+    let min = cx.empty(OpId::SCALAR_TENSOR, Shape::new(&[]), dtype);
+    let out = cx.empty(OpId::WHERE, mask.shape, dtype);
+    drop(min);
+    drop(zero);
+    drop(mask);
+    out
+}
+
+/// `create_causal_mask` of a plain causal model with embeddings of `dtype`: None where SDPA's `is_causal` does.
+pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
     match &batch.attention_mask {
         None => {
             if m.training || !m.options.use_cache {
-                find_packed(m, b, s);
+                let packed = find_packed(m, b, s);
+                let mut mask = packed.as_ref().map(|_| packed_mask(m, b, s));
+                if m.options.attention == Attention::Eager {
+                    let bools = mask.take().unwrap_or_else(|| plain_mask(m, b, s));
+                    mask = Some(additive(m, bools, dtype));
+                }
+                drop(packed);
+                return mask;
             }
             None
         }

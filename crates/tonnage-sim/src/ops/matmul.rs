@@ -221,47 +221,19 @@ fn with_matrix(batch: &Shape, r: u64, c: u64) -> Shape {
     Shape::new(&v)
 }
 
-/// `x.expand(batch, r, c).reshape(-1, r, c)`: copies where expanded or permuted dimensions do not collapse.
-fn expand_and_fold(cx: &Cx, x: &Tensor, batch: &Shape) -> Tensor {
-    let (r, c) = (x.size(-2), x.size(-1));
-    let full = with_matrix(batch, r, c);
-    let off = full.ndim() - x.shape.ndim();
-    let mut st: Strides = [0; MAX_DIMS];
-    for (i, d) in x.shape.dims().iter().enumerate() {
-        let broadcast = *d == 1 && full.dims()[i + off] != 1;
-        st[i + off] = if broadcast { 0 } else { x.strides[i] };
-    }
-    reshape_raw(cx, &x.alias(full, st), Shape::new(&[batch.numel(), r, c]))
-}
-
-/// The unfolded path of matmul as one node: expand, reshape, bmm, `_unsafe_view`. Backward: mat2 first, then self.
-fn batched(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
+/// The unfolded path of matmul: expand, reshape, bmm, `_unsafe_view`, each a node of its own, so that a gradient that had to be
+/// copied is let go between them (LinearAlgebra.cpp, _matmul_impl).
+pub(crate) fn batched(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
     let batch = Shape::new(&lead(&a.shape)).broadcast(&Shape::new(&lead(&b.shape)));
-    let a3 = expand_and_fold(cx, a, &batch);
-    let b3 = expand_and_fold(cx, b, &batch);
-    let mut n = cx.node(OpId::BMM, &[a, b]);
-    let (need_a, need_b) = (n.need(0), n.need(1));
-    n.save_if(cx, need_a, &b3);
-    n.save_if(cx, need_b, &a3);
-    let y = product(cx, OpId::BMM, Shape::new(&[batch.numel(), a3.size(1), b3.size(2)]), &a3, &b3, false);
-    drop(b3);
-    drop(a3);
-    let y = unsafe_view(y, with_matrix(&batch, a.size(-2), b.size(-1)));
-    n.finish(cx, y, |cx, s, g| -> Grads {
-        let (sa, sb) = (s.inputs[0].shape, s.inputs[1].shape);
-        let g = g[0].take().expect("gradient");
-        let batch = Shape::new(&lead(&g.shape));
-        let (bs, r, k, c) = (batch.numel(), sa.size(-2), sa.size(-1), sb.size(-1));
-        let g = reshaped_grad(cx, g, Shape::new(&[bs, r, c]));
-        // the engine sums an expanded operand's gradient back to its shape
-        let back = |t: Tensor, r, c| {
-            let full = with_matrix(&batch, r, c);
-            t.alias(full, full.contiguous_strides())
-        };
-        let gb = s.need[1].then(|| back(product(cx, OpId::BMM, Shape::new(&[bs, k, c]), s.tensor(1), &g, false), k, c));
-        let ga = s.need[0].then(|| back(product(cx, OpId::BMM, Shape::new(&[bs, r, k]), &g, s.tensor(0), false), r, k));
-        smallvec![ga, gb]
-    })
+    let fold = |x: &Tensor| {
+        let full = with_matrix(&batch, x.size(-2), x.size(-1));
+        let x = if x.shape == full { x.clone() } else { super::expand(cx, x, full) };
+        super::reshape(cx, &x, Shape::new(&[batch.numel(), x.size(-2), x.size(-1)]))
+    };
+    let a3 = fold(a);
+    let b3 = fold(b);
+    let y = bmm(cx, &a3, &b3);
+    super::unsafe_view(cx, &y, with_matrix(&batch, a.size(-2), b.size(-1)))
 }
 
 /// `torch.bmm(a, b)`: its gradients are no views.

@@ -5,9 +5,9 @@ use crate::autograd::Grads;
 use crate::context::Cx;
 use crate::kernels::safe_softmax as safe_softmax_steps;
 use crate::ops::op::OpId;
+use crate::ops::matmul::batched;
 use crate::ops::{
-    add_, bmm, clone_contiguous, dropout, expand, flatten, mul_scalar, reshape, to_dtype,
-    transpose, unsafe_view, unsqueeze,
+    add_, clone_contiguous, dropout, expand, flatten, mul_scalar, to_dtype, transpose, unsqueeze,
 };
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -49,7 +49,7 @@ pub(super) fn math(
     };
     let mut attn = {
         let scaled = mul_scalar(cx, &transpose(cx, &key, -2, -1));
-        product(cx, &query, &scaled)
+        batched(cx, &query, &scaled)
     };
     if let Some(m) = &mask {
         attn = add_(cx, attn, m);
@@ -59,7 +59,7 @@ pub(super) fn math(
     // the probabilities are a second result, which the caller drops: cast first, gone last
     let probabilities = to_dtype_if(cx, &attn, origin);
     let y = {
-        let y = product(cx, &attn, &value);
+        let y = batched(cx, &attn, &value);
         to_dtype_if(cx, &y, origin)
     };
     for t in [
@@ -76,31 +76,6 @@ pub(super) fn math(
     }
     drop(probabilities);
     y
-}
-
-/// `a @ b` of the same number of dimensions, each step a node of its own: a copied gradient is let go between them
-/// (LinearAlgebra.cpp, _matmul_impl).
-fn product(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
-    let n = a.shape.ndim() as isize;
-    let (mut full_a, mut full_b) = (a.shape, b.shape);
-    let mut batch = 1;
-    for i in 0..n - 2 {
-        let d = a.size(i).max(b.size(i));
-        (full_a, full_b) = (full_a.with(i, d), full_b.with(i, d));
-        batch *= d;
-    }
-    let fold = |x: &Tensor, full: Shape| {
-        let x = if x.shape == full {
-            x.clone()
-        } else {
-            expand(cx, x, full)
-        };
-        reshape(cx, &x, Shape::new(&[batch, x.size(-2), x.size(-1)]))
-    };
-    let a3 = fold(a, full_a);
-    let b3 = fold(b, full_b);
-    let y = bmm(cx, &a3, &b3);
-    unsafe_view(cx, &y, full_a.with(-1, b.size(-1)))
 }
 
 fn to_dtype_if(cx: &Cx, x: &Tensor, dtype: tonnage_units::ScalarType) -> Tensor {
