@@ -46,8 +46,8 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>) -
     n.save(cx, &mean);
     n.save(cx, &rstd);
     drop(xc);
-    drop(rstd);
     drop(mean);
+    drop(rstd);
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
         let x = s.tensor(1);
