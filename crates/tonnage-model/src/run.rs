@@ -36,6 +36,15 @@ pub trait Leaf {
     fn trainable(&self) -> Vec<(String, Tensor)>;
 }
 
+/// A parameter that wants a gradient.
+pub struct Trainable {
+    /// Full dotted path.
+    pub name: String,
+    /// The kind of the module that holds it.
+    pub module: Kind,
+    pub tensor: Tensor,
+}
+
 /// A loaded model.
 pub struct Run {
     pub cx: Cx,
@@ -48,6 +57,8 @@ pub struct Run {
     replaced: Vec<Option<Box<dyn Leaf>>>,
     /// Things a model keeps between calls by itself (caches).
     pub kept: RefCell<Vec<Tensor>>,
+    /// `num_items_in_batch` of the call in progress, a [] int64 tensor: losses are then sums divided by it.
+    pub items: RefCell<Option<Tensor>>,
 }
 
 impl Run {
@@ -63,6 +74,7 @@ impl Run {
             buffers: (0..nm).map(|_| vec![]).collect(),
             replaced: (0..nm).map(|_| None).collect(),
             kept: RefCell::default(),
+            items: RefCell::default(),
         }
     }
 
@@ -137,18 +149,25 @@ impl Run {
 
     /// Parameters that want gradients, in `parameters()` order.
     pub fn trainable(&self) -> Vec<Tensor> {
+        self.trainable_named().into_iter().map(|p| p.tensor).collect()
+    }
+
+    /// The same with names and modules, as `named_parameters()` has them.
+    pub fn trainable_named(&self) -> Vec<Trainable> {
         let mut seen = std::collections::HashSet::new();
         let mut out = vec![];
         for id in self.net.preorder() {
-            for (_, p) in &self.net.module(id).params {
+            let module = self.net.module(id);
+            let path = |local: &str| if module.name.is_empty() { local.to_string() } else { format!("{}.{local}", module.name) };
+            for (local, p) in &module.params {
                 if let Some(t) = &self.weights[p.0 as usize] {
                     if t.requires_grad() && seen.insert(t.storage.id()) {
-                        out.push(t.clone());
+                        out.push(Trainable { name: path(local), module: module.kind, tensor: t.clone() });
                     }
                 }
             }
             if let Some(l) = &self.replaced[id.0 as usize] {
-                out.extend(l.trainable().into_iter().map(|(_, t)| t));
+                out.extend(l.trainable().into_iter().map(|(n, tensor)| Trainable { name: path(&n), module: Kind::Other, tensor }));
             }
         }
         out

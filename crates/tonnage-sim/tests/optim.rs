@@ -91,6 +91,8 @@ fn events(cx: &Cx) -> Vec<i64> {
 
 fn check(case: &Value) -> Result<(), String> {
     let flag = |k: &str| case[k].as_bool();
+    let without_grad: Vec<u64> =
+        serde_json::from_value(case["without_grad"].clone()).unwrap_or_default();
     let list = case["params"].as_array().unwrap();
     let cx = Cx::new(
         DeviceModel {
@@ -107,8 +109,8 @@ fn check(case: &Value) -> Result<(), String> {
     let mut scaler = loss.as_ref().map(|_| GradScaler::new(&cx));
     for _ in 0..case["steps"].as_u64().unwrap_or(3) {
         at.push(cx.event_count());
-        for (p, spec) in params.iter().zip(list).rev() {
-            if p.grad().is_none() {
+        for (i, (p, spec)) in params.iter().zip(list).enumerate().rev() {
+            if p.grad().is_none() && !without_grad.contains(&(i as u64)) {
                 *p.edge.as_ref().unwrap().node.grad.borrow_mut() = Some(new(&cx, spec));
             }
         }

@@ -57,3 +57,13 @@ pub fn make(spec: &Spec, cx: &Cx) -> Batch {
     }
     batch
 }
+
+/// Drops a batch as a Python dict goes: the values in the order in which they came.
+pub fn release(batch: Batch) {
+    let Batch { input_ids, labels, attention_mask, features, .. } = batch;
+    let mut all: Vec<Tensor> = [input_ids, labels, attention_mask, features].into_iter().flatten().collect();
+    all.sort_by_key(|t| t.storage.id());
+    for t in all {
+        drop(t);
+    }
+}

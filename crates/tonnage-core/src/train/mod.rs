@@ -1,7 +1,9 @@
 //! Runs a job on the simulator: load, steps, marks.
 
 mod batch;
+mod groups;
 mod plain;
+mod trainer;
 
 use crate::error::CoreError;
 use crate::spec::{Loading, Loop, Spec, Work};
@@ -60,7 +62,7 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let run = Rc::new(run);
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
-        (Work::Train, Loop::Trainer) => return Err(CoreError::Unsupported("the Trainer loop".into())),
+        (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
         _ => return Err(CoreError::Unsupported("generation and plain forward calls".into())),
     };
     let mut timeline = cx.take_timeline();

@@ -5,7 +5,20 @@ use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
-/// fp32 logits, labels padded by one and shifted, mean cross entropy.
+/// `fixed_cross_entropy`: the mean, or the sum over the number of items that the Trainer counted in its batches
+/// (case `gpt2-small-trainer-fp32-adamw_fused-b4-s512`).
+pub fn fixed_cross_entropy(m: &Run, logits: &Tensor, target: &Tensor) -> Tensor {
+    let cx = &m.cx;
+    match &*m.items.borrow() {
+        None => ops::cross_entropy(cx, logits, target, ops::Reduction::Mean),
+        Some(items) => {
+            let sum = ops::cross_entropy(cx, logits, target, ops::Reduction::Sum);
+            ops::div(cx, &sum, items)
+        }
+    }
+}
+
+/// fp32 logits, labels padded by one and shifted, cross entropy.
 pub fn causal_lm(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
     let cx = &m.cx;
     let (b, s, v) = (logits.size(0), logits.size(1), logits.size(2));
@@ -16,7 +29,7 @@ pub fn causal_lm(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
     let flat = ops::view(cx, &l32, Shape::new(&[b * s, v]));
     let target = ops::view(cx, &shifted, Shape::new(&[b * s]));
     drop(shifted);
-    let loss = ops::cross_entropy(cx, &flat, &target, ops::Reduction::Mean);
+    let loss = fixed_cross_entropy(m, &flat, &target);
     // frame locals in first-assignment order: logits, labels, shift_labels
     drop(flat);
     drop(l32);

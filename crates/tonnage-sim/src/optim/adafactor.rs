@@ -1,4 +1,4 @@
-//! Adafactor (transformers 5.17, transformers/optimization.py, `Adafactor.step`).
+//! Adafactor (transformers 5.17, and 4.57 the same: transformers/optimization.py, `Adafactor.step`).
 
 use super::{Optimizer, State, merged, tagged, with_grad};
 use crate::context::Cx;

@@ -2,27 +2,20 @@
 
 use super::{List, group};
 use crate::context::Cx;
-use crate::kernels::ReduceOp;
+use crate::kernels::{ReduceOp, foreach_norm_scratch};
 use crate::ops::op::OpId;
 use crate::ops::pointwise::{plain, promote_types};
 use crate::ops::reduce::reduce_raw;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use tonnage_units::ScalarType;
-
-/// Elements that one block of a multi-tensor kernel takes.
-const CHUNK: u64 = 65_536;
 
 /// `torch._foreach_norm`: partial sums of every chunk (fp32 for 16-bit gradients), one scalar each, then the partial sums die.
 fn foreach_norm(cx: &Cx, grads: &[&Tensor], norms: &mut Vec<Tensor>) {
-    let chunks = grads
-        .iter()
-        .map(|g| g.numel().div_ceil(CHUNK))
-        .max()
-        .unwrap_or(0);
     let dtype = grads[0].dtype;
-    let acc = if dtype == ScalarType::F64 { 8 } else { 4 };
-    let partial = cx.raw(OpId::FOREACH, grads.len() as u64 * chunks * acc);
+    let partial = cx.raw(
+        OpId::FOREACH,
+        foreach_norm_scratch(grads.iter().map(|g| g.numel()), dtype),
+    );
     for _ in grads {
         norms.push(cx.empty(OpId::FOREACH, Shape::new(&[]), dtype));
     }

@@ -11,6 +11,7 @@ mod adagrad;
 mod adam;
 mod bnb;
 mod clip;
+mod groups;
 mod kind;
 mod lion;
 mod muon;
@@ -20,6 +21,7 @@ mod sgd;
 mod zero_grad;
 
 pub use clip::clip_grad_norm;
+pub use groups::create_grouped;
 pub use kind::{Bnb, Implementation, OptimizerKind, UnknownOptimizer};
 pub use scaler::GradScaler;
 pub use zero_grad::zero_grad;
