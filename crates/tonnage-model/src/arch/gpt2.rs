@@ -320,11 +320,12 @@ impl Arch for Gpt2 {
             x
         });
         let logits = self.head.forward(m, &h);
-        drop(h);
         let loss = batch
             .labels
             .as_ref()
             .map(|l| common::loss::causal_lm(m, &logits, l));
+        // `hidden_states` is a local of the whole call
+        drop(h);
         Output {
             loss,
             logits: Some(logits),

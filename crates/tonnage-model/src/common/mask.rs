@@ -30,9 +30,12 @@ fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
     let diff = i64s(OpId::SUB, b * s);
     drop(joined);
     let ne = bools(OpId::NE, b * s);
-    let sum = i64s(OpId::CUMSUM, b * s);
-    let cast = i64s(OpId::CUMSUM, b * s);
-    drop(cast);
+    let shape = Shape::new(&[b, s]);
+    let script = tonnage_sim::kernels::cumsum(b * s, ScalarType::Bool, ScalarType::I64, b == 1)
+        .expect("an int64 cumsum is covered");
+    let sum = cx
+        .play(OpId::CUMSUM, &script, |_| (shape, shape.contiguous_strides(), ScalarType::I64))
+        .remove(0);
     drop(ne);
     if !m.options.stack.transformers_5() {
         drop(first);
