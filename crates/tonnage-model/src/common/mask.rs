@@ -2,7 +2,7 @@
 
 use crate::arch::Batch;
 use crate::run::{Attention, Run};
-use tonnage_sim::OpId;
+use tonnage_sim::{Cx, OpId};
 use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
@@ -119,6 +119,67 @@ fn additive(m: &Run, mask: Tensor, dtype: ScalarType) -> Tensor {
     out
 }
 
+/// `fast_all` (5.x): the number of true elements against all of them.
+fn fast_all(m: &Run, bools: &Tensor) {
+    let cx = &m.cx;
+    let count = ops::sum(cx, bools, &[], false);
+    let equal = ops::compare_scalar(cx, OpId::EQ, &count);
+    drop(count);
+    drop(equal);
+}
+
+/// Can SDPA's `is_causal` stand for the mask? 5.x asks twice where the first answer is no (`_ignore_causal_mask_sdpa`;
+/// cases `llama-mask-pad` and `llama-mask-ones` of torch-trace-own.jsonl).
+fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
+    if m.options.stack.transformers_5() {
+        fast_all(m, bools);
+        if padded {
+            let start = ops::slice(&m.cx, bools, 1, 0, bools.size(1));
+            fast_all(m, &start);
+        }
+    } else {
+        drop(ops::all(&m.cx, bools));
+    }
+    !padded
+}
+
+/// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
+/// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above).
+fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
+    let cx = &m.cx;
+    let five = m.options.stack.transformers_5();
+    let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
+    let bools = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::Bool);
+    let arange = |n| i64s(OpId::ARANGE, n);
+    let shifted = || {
+        let raw = arange(s);
+        let sum = i64s(OpId::ADD, s);
+        drop(raw);
+        sum
+    };
+    let first = if five { [arange(b), arange(1)] } else { [arange(s), arange(b)] };
+    let then = if five { vec![shifted(), shifted()] } else { vec![arange(1)] };
+    let ones = bools(OpId::FULL, if five { &[] } else { std::slice::from_ref(&s) });
+    let causal = bools(OpId::COMPARE, &[s, s]);
+    let both = bools(OpId::BITWISE, &[s, s]);
+    drop(causal);
+    drop(ones);
+    // mask[batch_idx, kv_idx]: both indices expanded
+    let (x, y) = (index_like(cx, b * s), index_like(cx, b * s));
+    let picked = bools(OpId::INDEX, &[b, s]);
+    drop(y);
+    drop(x);
+    let mask = bools(OpId::BITWISE, &[b, 1, s, s]);
+    drop(picked);
+    drop(both);
+    first.into_iter().chain(then).for_each(drop);
+    mask
+}
+
+fn index_like(cx: &Cx, n: u64) -> Tensor {
+    cx.empty(OpId::INDEX, Shape::new(&[n]), ScalarType::I64)
+}
+
 /// `create_causal_mask` of a plain causal model with embeddings of `dtype`: None where SDPA's `is_causal` does.
 pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
     match &batch.attention_mask {
@@ -137,10 +198,16 @@ pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Opti
         }
         Some(mask) => {
             let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
-            let all = m.cx.empty(OpId::ALL, Shape::new(&[]), ScalarType::Bool);
-            drop(all);
+            let eager = m.options.attention == Attention::Eager;
+            if !eager && skippable(m, &bools, batch.padded) {
+                return None;
+            }
+            let mut out = padding_mask(m, b, s);
+            if eager {
+                out = additive(m, out, dtype);
+            }
             drop(bools);
-            None
+            Some(out)
         }
     }
 }

@@ -85,6 +85,12 @@ pub fn sum(cx: &Cx, x: &Tensor, dims: &[isize], keepdim: bool) -> Tensor {
     })
 }
 
+/// `x.all()` over everything.
+pub fn all(cx: &Cx, x: &Tensor) -> Tensor {
+    let bits = mask(&x.shape, &[]);
+    reduce_raw(cx, OpId::ALL, ReduceOp::AnyAll, x, bits, false, ScalarType::Bool)
+}
+
 /// `x.mean(dims, keepdim)`; an empty `dims` takes everything. Backward: expanded view, then a division into a full tensor.
 pub fn mean(cx: &Cx, x: &Tensor, dims: &[isize], keepdim: bool) -> Tensor {
     let bits = mask(&x.shape, dims);
