@@ -98,7 +98,9 @@ pub enum Work {
     /// One call, all logits.
     Forward,
     /// A prompt of `seq` tokens, then `new` tokens.
-    Generate { new: u64 },
+    Generate {
+        new: u64,
+    },
 }
 
 /// A job, complete.

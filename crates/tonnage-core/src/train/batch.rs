@@ -17,7 +17,10 @@ fn input(cx: &Cx, shape: &[u64], dtype: ScalarType) -> Tensor {
 pub fn make(spec: &Spec, cx: &Cx) -> Batch {
     let (b, s) = (spec.batch, spec.seq);
     let classify = |head: Head| !matches!(head, Head::MaskedLm);
-    let mut batch = Batch { padded: spec.mask == Mask::Padding, ..Batch::default() };
+    let mut batch = Batch {
+        padded: spec.mask == Mask::Padding,
+        ..Batch::default()
+    };
     match spec.model_type.as_str() {
         "pose" => {
             let d = spec.config.get("d").and_then(|v| v.as_u64()).unwrap_or(108);
@@ -60,8 +63,17 @@ pub fn make(spec: &Spec, cx: &Cx) -> Batch {
 
 /// Drops a batch as a Python dict goes: the values in the order in which they came.
 pub fn release(batch: Batch) {
-    let Batch { input_ids, labels, attention_mask, features, .. } = batch;
-    let mut all: Vec<Tensor> = [input_ids, labels, attention_mask, features].into_iter().flatten().collect();
+    let Batch {
+        input_ids,
+        labels,
+        attention_mask,
+        features,
+        ..
+    } = batch;
+    let mut all: Vec<Tensor> = [input_ids, labels, attention_mask, features]
+        .into_iter()
+        .flatten()
+        .collect();
     all.sort_by_key(|t| t.storage.id());
     for t in all {
         drop(t);

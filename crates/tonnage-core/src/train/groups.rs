@@ -9,8 +9,12 @@ use tonnage_sim::Tensor;
 /// `(?:^|\.)norm(?:$|\.)` or `_norm(?:$|\.)` (transformers 5.17 and 4.57.6, trainer.py). Other norms' names all match.
 fn decays(p: &Trainable) -> bool {
     let name = p.name.to_ascii_lowercase();
-    let norm = name.split('.').any(|part| part == "norm" || part.ends_with("_norm"));
-    let named = ["bias", "layernorm", "rmsnorm"].iter().any(|w| name.contains(w));
+    let norm = name
+        .split('.')
+        .any(|part| part == "norm" || part.ends_with("_norm"));
+    let named = ["bias", "layernorm", "rmsnorm"]
+        .iter()
+        .any(|w| name.contains(w));
     p.module != Kind::Norm && !norm && !named
 }
 

@@ -9,8 +9,8 @@ use crate::error::CoreError;
 use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::{Run, RunOptions, arch};
-use tonnage_sim::context::DeviceModel;
 use tonnage_sim::OpId;
+use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
 use tonnage_sim::{Cx, ScalarType};
 
@@ -33,7 +33,12 @@ pub struct Simulated {
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let built = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack)?;
-    let cx = Cx::new(DeviceModel { kernel: spec.device }, spec.accumulate);
+    let cx = Cx::new(
+        DeviceModel {
+            kernel: spec.device,
+        },
+        spec.accumulate,
+    );
     let options = RunOptions {
         dtype: spec.precision.weights(),
         attention: spec.attention,
@@ -44,35 +49,69 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     };
     cx.mark(-1, 0, Phase::Load);
     if spec.quant.is_some() || spec.lora.is_some() {
-        return Err(CoreError::Unsupported("adapters and quantised weights".into()));
+        return Err(CoreError::Unsupported(
+            "adapters and quantised weights".into(),
+        ));
     }
     if spec.loading == Loading::Warmup {
         // transformers' caching_allocator_warmup: one fp16 block of the model's bytes, given back at once
-        let n: u64 = built.net.params.iter().map(|p| p.shape.numel() * p.dtype.unwrap_or(options.dtype).size()).sum::<u64>()
-            + built.net.modules.iter().flat_map(|m| &m.buffers).map(|b| b.shape.numel() * b.dtype.unwrap_or(options.dtype).size()).sum::<u64>();
+        let n: u64 = built
+            .net
+            .params
+            .iter()
+            .map(|p| p.shape.numel() * p.dtype.unwrap_or(options.dtype).size())
+            .sum::<u64>()
+            + built
+                .net
+                .modules
+                .iter()
+                .flat_map(|m| &m.buffers)
+                .map(|b| b.shape.numel() * b.dtype.unwrap_or(options.dtype).size())
+                .sum::<u64>();
         drop(cx.raw(OpId::LOAD, n / 2 * 2));
     }
     let run = Run::load(&cx, built.net, options);
     let modules = run.net.modules.iter().map(|m| m.name.clone()).collect();
     let round = |b: u64| b.div_ceil(512) * 512;
     let param_count = run.net.param_count();
-    let param_bytes = run.net.params.iter().map(|p| round(p.shape.numel() * p.dtype.unwrap_or(options.dtype).size())).sum();
-    let buffer_bytes = run.buffers.iter().flatten().map(|b| round(b.nbytes())).sum();
+    let param_bytes = run
+        .net
+        .params
+        .iter()
+        .map(|p| round(p.shape.numel() * p.dtype.unwrap_or(options.dtype).size()))
+        .sum();
+    let buffer_bytes = run
+        .buffers
+        .iter()
+        .flatten()
+        .map(|b| round(b.nbytes()))
+        .sum();
     let trainable_count = run.trainable().iter().map(|t| t.numel()).sum();
     let run = Rc::new(run);
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
-        _ => return Err(CoreError::Unsupported("generation and plain forward calls".into())),
+        _ => {
+            return Err(CoreError::Unsupported(
+                "generation and plain forward calls".into(),
+            ));
+        }
     };
     let mut timeline = cx.take_timeline();
     // tear-down is not part of the job
     if let Some(end) = timeline.marks.iter().find(|m| m.phase == Phase::End) {
         timeline.events.truncate(end.at);
     }
-    Ok(Simulated { timeline, modules, param_count, trainable_count, param_bytes, buffer_bytes, managed_bytes })
+    Ok(Simulated {
+        timeline,
+        modules,
+        param_count,
+        trainable_count,
+        param_bytes,
+        buffer_bytes,
+        managed_bytes,
+    })
 }
-
 
 /// The scalar type of token ids.
 pub(crate) const IDS: ScalarType = ScalarType::I64;

@@ -4,21 +4,22 @@ use super::batch;
 use crate::error::CoreError;
 use crate::spec::{Hold, Precision, Spec};
 use std::rc::Rc;
-use tonnage_model::arch::{Arch, Batch, Output};
 use tonnage_model::Run;
+use tonnage_model::arch::{Arch, Batch, Output};
 use tonnage_sim::optim::{self, GradScaler, OptimizerKind};
 use tonnage_sim::timeline::{Category, Phase};
 use tonnage_sim::{Cx, ScalarType, Tensor, backward, ops};
 
 /// Runs the loop; returns the optimizer's bytes in managed memory.
 pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64, CoreError> {
-    let kind: OptimizerKind = spec
-        .optimizer
-        .parse()
-        .map_err(|_| CoreError::Invalid { field: "optimizer".into(), problem: format!("unknown optimizer `{}`", spec.optimizer) })?;
+    let kind: OptimizerKind = spec.optimizer.parse().map_err(|_| CoreError::Invalid {
+        field: "optimizer".into(),
+        problem: format!("unknown optimizer `{}`", spec.optimizer),
+    })?;
     let params = run.trainable();
     let mut opt = optim::create(kind, cx, &params);
-    let mut scaler = (spec.precision == Precision::Mixed(ScalarType::F16)).then(|| GradScaler::new(cx));
+    let mut scaler =
+        (spec.precision == Precision::Mixed(ScalarType::F16)).then(|| GradScaler::new(cx));
     let mut held_batch: Option<Batch> = None;
     let mut loss: Option<Tensor> = None;
     let mut held = Output::default();
@@ -29,7 +30,10 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             let old = held_batch.replace(b.clone());
             drop(old);
             cx.mark(step, mb, Phase::Forward);
-            let scope = spec.precision.autocast().map(|d| cx.enter_autocast(Some(d)));
+            let scope = spec
+                .precision
+                .autocast()
+                .map(|d| cx.enter_autocast(Some(d)));
             let mut out = arch.forward(run, &b);
             let new = out.loss.take();
             // `out, loss = ...`: the old output goes first, then the old loss
@@ -49,7 +53,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
                 held = Output::default();
             }
             cx.mark(step, mb, Phase::Backward);
-            let l = loss.as_ref().ok_or_else(|| CoreError::Unsupported("training a model without a loss".into()))?;
+            let l = loss
+                .as_ref()
+                .ok_or_else(|| CoreError::Unsupported("training a model without a loss".into()))?;
             match &mut scaler {
                 Some(s) => {
                     let scaled = s.scale(cx, l);

@@ -24,13 +24,25 @@ fn scalar(cx: &Cx, op: OpId, dtype: ScalarType) -> Tensor {
 /// Is `num_items_in_batch` passed to the model: does its `forward` take `**kwargs`? All models here do in 5.17; encoders with task heads
 /// and encoder-decoders do not in 4.57.
 fn counts_items(spec: &Spec) -> bool {
-    spec.stack.transformers_5() || !matches!(spec.model_type.as_str(), "bert" | "roberta" | "distilbert" | "t5" | "whisper")
+    spec.stack.transformers_5()
+        || !matches!(
+            spec.model_type.as_str(),
+            "bert" | "roberta" | "distilbert" | "t5" | "whisper"
+        )
 }
 
 /// Are labels counted from the second position on? In 5.17, where the class's name says that its loss is `ForCausalLMLoss`; GPT-2's
 /// class (`GPT2LMHeadModel`) does not.
 fn counts_shifted(spec: &Spec) -> bool {
-    let other = ["gpt2", "bert", "roberta", "distilbert", "t5", "whisper", "vit"];
+    let other = [
+        "gpt2",
+        "bert",
+        "roberta",
+        "distilbert",
+        "t5",
+        "whisper",
+        "vit",
+    ];
     spec.stack.transformers_5() && !other.contains(&spec.model_type.as_str())
 }
 
@@ -42,7 +54,11 @@ fn count_items(spec: &Spec, cx: &Cx, batches: &[Batch]) -> Option<Tensor> {
     let mut total: Option<Tensor> = None;
     for b in batches {
         let labels = b.labels.as_ref()?;
-        let seen = if counts_shifted(spec) { ops::slice(cx, labels, -1, 1, labels.size(-1) - 1) } else { labels.clone() };
+        let seen = if counts_shifted(spec) {
+            ops::slice(cx, labels, -1, 1, labels.size(-1) - 1)
+        } else {
+            labels.clone()
+        };
         let not_ignored = ops::compare_scalar(cx, OpId::NE, &seen);
         let n = ops::sum(cx, &not_ignored, &[], false);
         drop(not_ignored);
@@ -59,7 +75,13 @@ fn count_items(spec: &Spec, cx: &Cx, batches: &[Batch]) -> Option<Tensor> {
 
 /// accelerate's `convert_outputs_to_fp32` around the model's forward: every 16-bit output gets an fp32 copy, then the old outputs go.
 fn outputs_to_fp32(cx: &Cx, out: Output) -> Output {
-    let copy = |t: &Tensor| if t.dtype.size() == 2 { ops::to_dtype(cx, t, ScalarType::F32) } else { t.clone() };
+    let copy = |t: &Tensor| {
+        if t.dtype.size() == 2 {
+            ops::to_dtype(cx, t, ScalarType::F32)
+        } else {
+            t.clone()
+        }
+    };
     let new = Output {
         loss: out.loss.as_ref().map(copy),
         logits: out.logits.as_ref().map(copy),
@@ -88,7 +110,9 @@ impl Logged {
             drop(magnitude);
             drop(infinite);
         }
-        let mean = self.answers_yes.then(|| ops::plain(cx, OpId::DIV, &self.sum, ScalarType::F32));
+        let mean = self
+            .answers_yes
+            .then(|| ops::plain(cx, OpId::DIV, &self.sum, ScalarType::F32));
         if !self.in_place {
             let sum = ops::plain(cx, OpId::ADD, &self.sum, ScalarType::F32);
             drop(mean);
@@ -99,10 +123,10 @@ impl Logged {
 
 /// Runs the loop; returns the optimizer's bytes in managed memory.
 pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64, CoreError> {
-    let kind: OptimizerKind = spec
-        .optimizer
-        .parse()
-        .map_err(|_| CoreError::Invalid { field: "optimizer".into(), problem: format!("unknown optimizer `{}`", spec.optimizer) })?;
+    let kind: OptimizerKind = spec.optimizer.parse().map_err(|_| CoreError::Invalid {
+        field: "optimizer".into(),
+        problem: format!("unknown optimizer `{}`", spec.optimizer),
+    })?;
     let five = spec.stack.transformers_5();
     cx.mark(0, 0, Phase::Between);
     let params = run.trainable();
@@ -110,7 +134,8 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     let ordered = groups.concat();
     let mut opt = optim::create_grouped(kind, cx, &groups);
     drop(groups);
-    let mut scaler = (spec.precision == Precision::Mixed(ScalarType::F16)).then(|| GradScaler::new(cx));
+    let mut scaler =
+        (spec.precision == Precision::Mixed(ScalarType::F16)).then(|| GradScaler::new(cx));
     let mut logged = Logged {
         sum: scalar(cx, OpId::FULL, ScalarType::F32),
         in_place: five,
@@ -122,7 +147,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     let mut last_loss: Option<Tensor> = None;
     let mut norm: Option<Tensor> = None;
     for step in 0..spec.steps as i32 {
-        let next: Vec<Batch> = (0..spec.accumulation).map(|_| batch::make(spec, cx)).collect();
+        let next: Vec<Batch> = (0..spec.accumulation)
+            .map(|_| batch::make(spec, cx))
+            .collect();
         let counted = count_items(spec, cx, &next);
         drop_samples(std::mem::replace(&mut samples, next));
         drop(std::mem::replace(&mut items, counted));
@@ -212,14 +239,20 @@ fn forward(
 ) -> Result<Tensor, CoreError> {
     cx.mark(step, mb, Phase::Forward);
     run.items.replace(items.cloned());
-    let scope = spec.precision.autocast().map(|d| cx.enter_autocast(Some(d)));
+    let scope = spec
+        .precision
+        .autocast()
+        .map(|d| cx.enter_autocast(Some(d)));
     let mut out = arch.forward(run, b);
     run.items.take();
     if let Some(old) = scope {
         cx.exit_autocast(old);
         out = outputs_to_fp32(cx, out);
     }
-    let loss = out.loss.take().ok_or_else(|| CoreError::Unsupported("training a model without a loss".into()))?;
+    let loss = out
+        .loss
+        .take()
+        .ok_or_else(|| CoreError::Unsupported("training a model without a loss".into()))?;
     if items.is_none() {
         drop(out);
         return Ok(ops::div_scalar(cx, &loss)); // by the micro-batches of the step

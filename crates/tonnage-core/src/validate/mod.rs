@@ -22,9 +22,18 @@ pub struct Row {
 
 impl Row {
     /// A row with its error: 100 * max(0, |p - m| - tolerance) / |m|; equality where m is 0 or not a number.
-    pub fn new(id: &str, metric: &str, group: &str, measured: Value, predicted: Value, tolerance: f64) -> Row {
+    pub fn new(
+        id: &str,
+        metric: &str,
+        group: &str,
+        measured: Value,
+        predicted: Value,
+        tolerance: f64,
+    ) -> Row {
         let error_pct = match (measured.as_f64(), predicted.as_f64()) {
-            (Some(m), Some(p)) if m != 0.0 => 100.0 * ((p - m).abs() - tolerance).max(0.0) / m.abs(),
+            (Some(m), Some(p)) if m != 0.0 => {
+                100.0 * ((p - m).abs() - tolerance).max(0.0) / m.abs()
+            }
             _ => {
                 if measured == predicted {
                     0.0
@@ -33,7 +42,17 @@ impl Row {
                 }
             }
         };
-        Row { id: id.into(), metric: metric.into(), part: None, group: group.into(), measured, predicted, tolerance, error_pct, unsupported: None }
+        Row {
+            id: id.into(),
+            metric: metric.into(),
+            part: None,
+            group: group.into(),
+            measured,
+            predicted,
+            tolerance,
+            error_pct,
+            unsupported: None,
+        }
     }
 
     /// A row that has no prediction.

@@ -1,0 +1,82 @@
+//! The speed that DESIGN section 8 sets: nanoseconds an event, simulation and allocator together.
+//!
+//! Prints events and ns/event for a few jobs (first run in the process and median of warm runs), then criterion's own figures.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::json;
+use std::hint::black_box;
+use std::time::Instant;
+use tonnage_core::validate::torch_run;
+use tonnage_core::{Spec, simulate};
+
+fn spec(
+    family: &str,
+    args: serde_json::Value,
+    precision: &str,
+    batch: u64,
+    seq: u64,
+    lora: bool,
+) -> Spec {
+    let mut config = json!({"kind": "train", "model": {"family": family, "args": args}, "gpu": "a100-sxm4-80gb",
+        "precision": precision, "batch": batch, "seq": seq, "optim": "adamw_foreach"});
+    if lora {
+        config["peft"] = json!({"r": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]});
+        config["ckpt"] = json!(true);
+    }
+    torch_run::spec(&json!({"config": config, "versions": {}})).expect("a valid job")
+}
+
+fn jobs() -> Vec<(&'static str, Spec)> {
+    let llama7 = json!({"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000});
+    let llama1 = json!({"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": true});
+    vec![
+        ("gpt2", spec("gpt2", json!({}), "fp32", 4, 1024, false)),
+        ("llama-1b", spec("llama", llama1, "bf16", 2, 1024, false)),
+        (
+            "llama-2-7b",
+            spec("llama", llama7.clone(), "bf16", 1, 2048, false),
+        ),
+        (
+            "llama-2-7b-lora",
+            spec("llama", llama7, "bf16", 1, 2048, true),
+        ),
+    ]
+}
+
+fn once(s: &Spec) -> usize {
+    let Ok(sim) = simulate(s) else { return 0 };
+    black_box(torch_run::figures(&sim.timeline).peak_reserved);
+    sim.timeline.events.len()
+}
+
+fn report(c: &mut Criterion) {
+    for (name, s) in jobs() {
+        let t = Instant::now();
+        let events = once(&s);
+        if events == 0 {
+            println!("{name}: not supported");
+            continue;
+        }
+        let first = t.elapsed();
+        let mut warm: Vec<_> = (0..100)
+            .map(|_| {
+                let t = Instant::now();
+                once(&s);
+                t.elapsed()
+            })
+            .collect();
+        warm.sort();
+        let ns = |d: std::time::Duration| d.as_nanos() as f64 / events as f64;
+        println!(
+            "{name}: {events} events, first {:.1} ns/event, warm {:.1} ns/event, cold/warm {:.2}",
+            ns(first),
+            ns(warm[50]),
+            ns(first) / ns(warm[50])
+        );
+        c.bench_function(name, |b| b.iter(|| once(&s)));
+    }
+}
+
+criterion_group!(benches, report);
+criterion_main!(benches);
