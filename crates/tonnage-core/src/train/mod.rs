@@ -1,5 +1,6 @@
 //! Runs a job on the simulator: load, steps, marks.
 
+mod adapt;
 mod batch;
 mod groups;
 mod plain;
@@ -9,8 +10,8 @@ use crate::error::CoreError;
 use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::{Run, RunOptions, arch};
-use tonnage_sim::context::DeviceModel;
 use tonnage_sim::OpId;
+use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
 use tonnage_sim::{Cx, ScalarType};
 
@@ -43,21 +44,33 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         stack: spec.stack,
     };
     cx.mark(-1, 0, Phase::Load);
-    if spec.quant.is_some() || spec.lora.is_some() {
-        return Err(CoreError::Unsupported("adapters and quantised weights".into()));
-    }
     if spec.loading == Loading::Warmup {
         // transformers' caching_allocator_warmup: one fp16 block of the model's bytes, given back at once
-        let n: u64 = built.net.params.iter().map(|p| p.shape.numel() * p.dtype.unwrap_or(options.dtype).size()).sum::<u64>()
-            + built.net.modules.iter().flat_map(|m| &m.buffers).map(|b| b.shape.numel() * b.dtype.unwrap_or(options.dtype).size()).sum::<u64>();
+        let n: u64 = built
+            .net
+            .params
+            .iter()
+            .map(|p| p.shape.numel() * p.dtype.unwrap_or(options.dtype).size())
+            .sum::<u64>()
+            + built
+                .net
+                .modules
+                .iter()
+                .flat_map(|m| &m.buffers)
+                .map(|b| b.shape.numel() * b.dtype.unwrap_or(options.dtype).size())
+                .sum::<u64>();
         drop(cx.raw(OpId::LOAD, n / 2 * 2));
     }
-    let run = Run::load(&cx, built.net, options);
+    let mut run = Run::new(&cx, built.net, options);
+    let param_count = adapt::load(spec, &cx, &mut run)?;
     let modules = run.net.modules.iter().map(|m| m.name.clone()).collect();
-    let round = |b: u64| b.div_ceil(512) * 512;
-    let param_count = run.net.param_count();
-    let param_bytes = run.net.params.iter().map(|p| round(p.shape.numel() * p.dtype.unwrap_or(options.dtype).size())).sum();
-    let buffer_bytes = run.buffers.iter().flatten().map(|b| round(b.nbytes())).sum();
+    let param_bytes = adapt::param_bytes(&mut run);
+    let buffer_bytes = run
+        .buffers
+        .iter()
+        .flatten()
+        .map(|b| adapt::round(b.nbytes()))
+        .sum();
     let trainable_count = run.trainable().iter().map(|t| t.numel()).sum();
     let run = Rc::new(run);
     let managed_bytes = match (spec.work, spec.driver) {
@@ -70,9 +83,16 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     if let Some(end) = timeline.marks.iter().find(|m| m.phase == Phase::End) {
         timeline.events.truncate(end.at);
     }
-    Ok(Simulated { timeline, modules, param_count, trainable_count, param_bytes, buffer_bytes, managed_bytes })
+    Ok(Simulated {
+        timeline,
+        modules,
+        param_count,
+        trainable_count,
+        param_bytes,
+        buffer_bytes,
+        managed_bytes,
+    })
 }
-
 
 /// The scalar type of token ids.
 pub(crate) const IDS: ScalarType = ScalarType::I64;

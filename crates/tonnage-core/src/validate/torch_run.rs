@@ -5,6 +5,7 @@ use crate::error::CoreError;
 use crate::spec::*;
 use crate::train::{Simulated, simulate};
 use serde_json::Value;
+use tonnage_model::adapt::{LoraOptions, Quant, QuantScope, Targets};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Stack};
@@ -15,7 +16,10 @@ use tonnage_sim::timeline::Timeline;
 use tonnage_units::ScalarType;
 
 fn invalid(field: &str, problem: impl Into<String>) -> CoreError {
-    CoreError::Invalid { field: field.into(), problem: problem.into() }
+    CoreError::Invalid {
+        field: field.into(),
+        problem: problem.into(),
+    }
 }
 
 fn text<'a>(c: &'a Value, k: &str) -> Option<&'a str> {
@@ -63,6 +67,71 @@ pub fn stack(versions: &Value) -> Stack {
     }
 }
 
+fn strings(v: &Value) -> Vec<String> {
+    v.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|t| t.as_str().map(String::from))
+        .collect()
+}
+
+/// A record's `peft`: `targets` is a list of names or one string, as peft takes them.
+fn lora(l: &Value) -> Result<LoraOptions, CoreError> {
+    let targets = match &l["targets"] {
+        Value::String(s) => Targets::from_string(s),
+        v @ Value::Array(_) => Targets::Names(strings(v)),
+        _ => return Err(invalid("config.peft.targets", "missing")),
+    };
+    let flag = |k: &str, or: bool| l.get(k).and_then(|v| v.as_bool()).unwrap_or(or);
+    Ok(LoraOptions {
+        exclude: l.get("exclude").map(strings).unwrap_or_default(),
+        layers: l
+            .get("layers")
+            .and_then(|v| v.as_array())
+            .map(|v| v.iter().filter_map(|x| x.as_u64()).collect()),
+        fp32_adapters: flag("fp32_adapters", true),
+        dora: flag("dora", false),
+        ..LoraOptions::new(
+            number(l, "r").unwrap_or(8),
+            targets,
+            l.get("dropout").and_then(|d| d.as_f64()).unwrap_or(0.05),
+        )
+    })
+}
+
+/// A record's `quant`; the recording script computes 4-bit layers in bf16 whatever the job's precision.
+fn quant(c: &Value) -> Result<Option<Quant>, CoreError> {
+    let double = c
+        .get("double_quant")
+        .and_then(|v| v.as_bool())
+        .unwrap_or(true);
+    Ok(match text(c, "quant") {
+        None => None,
+        Some("nf4" | "fp4") => Some(Quant::FourBit {
+            double,
+            compute: ScalarType::BF16,
+        }),
+        Some("int8") => Some(Quant::Int8 {
+            outliers: c.get("threshold").and_then(|v| v.as_f64()).unwrap_or(0.0) > 0.0,
+        }),
+        Some(q) => {
+            return Err(invalid(
+                "config.quant",
+                format!("unknown quantisation `{q}`"),
+            ));
+        }
+    })
+}
+
+/// The recording script replaces instances of `nn.Linear` itself that are not called `lm_head`: so GPT-NeoX's head is packed, and
+/// none of Falcon's layers, which are of a class of their own.
+fn quant_scope(family: &str) -> QuantScope {
+    match family {
+        "falcon" => QuantScope::Nothing,
+        _ => QuantScope::Except(vec!["lm_head".into()]),
+    }
+}
+
 /// A record's job.
 pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     let c = &record["config"];
@@ -75,27 +144,35 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     let model = &c["model"];
     let family = text(model, "family").ok_or_else(|| invalid("config.model.family", "missing"))?;
     let gpu = text(c, "gpu").unwrap_or("a100-sxm4-80gb");
-    let driver = if text(c, "loop") == Some("trainer") { Loop::Trainer } else { Loop::Plain };
+    let driver = if text(c, "loop") == Some("trainer") {
+        Loop::Trainer
+    } else {
+        Loop::Plain
+    };
     let p = text(c, "precision").unwrap_or("fp32");
     let work = match text(c, "kind") {
         Some("train") => Work::Train,
         Some("forward") => Work::Forward,
-        Some("generate") => Work::Generate { new: number(c, "new").unwrap_or(0) },
+        Some("generate") => Work::Generate {
+            new: number(c, "new").unwrap_or(0),
+        },
         k => return Err(invalid("config.kind", format!("unknown kind {k:?}"))),
     };
-    let lora = c.get("peft").map(|l| Lora {
-        r: number(l, "r").unwrap_or(8),
-        targets: l["targets"].as_array().into_iter().flatten().filter_map(|t| t.as_str().map(String::from)).collect(),
-        dropout: l.get("dropout").and_then(|d| d.as_f64()).unwrap_or(0.05),
-        fp32_adapters: l.get("fp32_adapters").and_then(|d| d.as_bool()).unwrap_or(true),
-        dora: l.get("dora").and_then(|d| d.as_bool()).unwrap_or(false),
-    });
+    let lora = c.get("peft").map(lora).transpose()?;
     Ok(Spec {
         work,
         model_type: family.to_string(),
-        config: model.get("args").cloned().unwrap_or(Value::Object(Default::default())),
-        head: if text(model, "head") == Some("mlm") { Head::MaskedLm } else { Head::Default },
-        precision: precision(p).ok_or_else(|| invalid("config.precision", format!("unknown precision `{p}`")))?,
+        config: model
+            .get("args")
+            .cloned()
+            .unwrap_or(Value::Object(Default::default())),
+        head: if text(model, "head") == Some("mlm") {
+            Head::MaskedLm
+        } else {
+            Head::Default
+        },
+        precision: precision(p)
+            .ok_or_else(|| invalid("config.precision", format!("unknown precision `{p}`")))?,
         attention: match text(c, "attn").unwrap_or("sdpa") {
             "sdpa" => Attention::Sdpa,
             "eager" => Attention::Eager,
@@ -109,19 +186,33 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         steps: number(c, "steps").unwrap_or(3) as u32,
         accumulation: number(c, "accum").unwrap_or(1) as u32,
         // the Trainer clips at 1.0 unless told otherwise
-        clip: c.get("clip").and_then(|v| v.as_f64()).or((driver == Loop::Trainer).then_some(1.0)).filter(|v| *v > 0.0),
-        set_to_none: c.get("set_to_none").and_then(|v| v.as_bool()).unwrap_or(true),
-        hold: if text(c, "hold") == Some("outputs") { Hold::Outputs } else { Hold::Loss },
+        clip: c
+            .get("clip")
+            .and_then(|v| v.as_f64())
+            .or((driver == Loop::Trainer).then_some(1.0))
+            .filter(|v| *v > 0.0),
+        set_to_none: c
+            .get("set_to_none")
+            .and_then(|v| v.as_bool())
+            .unwrap_or(true),
+        hold: if text(c, "hold") == Some("outputs") {
+            Hold::Outputs
+        } else {
+            Hold::Loss
+        },
         checkpoint: c.get("ckpt").and_then(|v| v.as_bool()).unwrap_or(false),
         driver,
         optimizer: text(c, "optim").unwrap_or("adamw_foreach").to_string(),
         lora,
-        quant: match text(c, "quant") {
-            None => None,
-            Some("nf4") => Some(Quant::Nf4 { double: true }),
-            Some("int8") => Some(Quant::Int8),
-            Some(q) => return Err(invalid("config.quant", format!("unknown quantisation `{q}`"))),
-        },
+        quant: quant(c)?,
+        quant_scope: quant_scope(family),
+        freeze: c.get("freeze").map(|f| Freeze {
+            layers: number(f, "layers").unwrap_or(0),
+            embeddings: f
+                .get("embeddings")
+                .and_then(|e| e.as_bool())
+                .unwrap_or(false),
+        }),
         mask: match text(c, "mask") {
             None if driver == Loop::Trainer => Mask::Ones,
             None => Mask::Absent,
@@ -130,8 +221,13 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
             Some(m) => return Err(invalid("config.mask", format!("unknown mask `{m}`"))),
         },
         use_cache: c.get("use_cache").and_then(|v| v.as_bool()).unwrap_or(true),
-        loading: if text(c, "load") == Some("warmup") { Loading::Warmup } else { Loading::To },
-        device: device(gpu).ok_or_else(|| CoreError::Unsupported(format!("kernel facts of GPU `{gpu}`")))?,
+        loading: if text(c, "load") == Some("warmup") {
+            Loading::Warmup
+        } else {
+            Loading::To
+        },
+        device: device(gpu)
+            .ok_or_else(|| CoreError::Unsupported(format!("kernel facts of GPU `{gpu}`")))?,
         stack: stack(&record["versions"]),
         accumulate: Accumulate::InPlaceIfSole,
     })
@@ -167,7 +263,12 @@ pub fn figures(t: &Timeline) -> Figures {
         peak_phase: best.map_or(String::new(), |b| b.0.to_string()),
         peak_reserved: rows.iter().map(|(_, p)| p.reserved).max().unwrap_or(0),
         peak_requested: work().map(|(_, p)| p.requested).max().unwrap_or(0),
-        load_peak_allocated: rows.iter().filter(|(m, _)| m.step < 0).map(|(_, p)| p.allocated).max().unwrap_or(0),
+        load_peak_allocated: rows
+            .iter()
+            .filter(|(m, _)| m.step < 0)
+            .map(|(_, p)| p.allocated)
+            .max()
+            .unwrap_or(0),
         per_mark: r.per_mark.clone(),
     }
 }
@@ -176,7 +277,10 @@ pub fn figures(t: &Timeline) -> Figures {
 pub fn rows(record: &Value) -> Vec<Row> {
     let id = record["id"].as_str().unwrap_or("?");
     let group = record["config"]["kind"].as_str().unwrap_or("train");
-    let tol = record.get("rounded_to").and_then(|v| v.as_f64()).map_or(0.0, |r| r / 2.0);
+    let tol = record
+        .get("rounded_to")
+        .and_then(|v| v.as_f64())
+        .map_or(0.0, |r| r / 2.0);
     let names = [
         ("peak_allocated", "peak_allocated_bytes"),
         ("peak_reserved", "peak_reserved_bytes"),
@@ -189,7 +293,11 @@ pub fn rows(record: &Value) -> Vec<Row> {
         ("peak_phase", "peak_at"),
     ];
     let measured = |field: &str| {
-        let v = if field == "peak_at" { record["peak_at"]["phase"].clone() } else { record[field].clone() };
+        let v = if field == "peak_at" {
+            record["peak_at"]["phase"].clone()
+        } else {
+            record[field].clone()
+        };
         (!v.is_null()).then_some(v)
     };
     let ours = spec(record).and_then(|s| simulate(&s)).map(|s: Simulated| {
