@@ -1,5 +1,6 @@
 //! What is to be simulated: one job on one device, every choice explicit.
 
+use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
 use tonnage_model::{Attention, Stack};
 use tonnage_sim::context::Accumulate;
@@ -70,25 +71,11 @@ pub enum Loading {
     Warmup,
 }
 
-/// LoRA (peft).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Lora {
-    pub r: u64,
-    /// Module names as peft takes them: suffixes, one regular expression, or `all-linear`.
-    pub targets: Vec<String>,
-    pub dropout: f64,
-    /// peft's `autocast_adapter_dtype`: adapters of a 16-bit base in fp32.
-    pub fp32_adapters: bool,
-    pub dora: bool,
-}
-
-/// Weight quantisation.
+/// Freezing the first layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quant {
-    /// bitsandbytes 4-bit; `double`: nested statistics.
-    Nf4 { double: bool },
-    /// bitsandbytes LLM.int8.
-    Int8,
+pub struct Freeze {
+    pub layers: u64,
+    pub embeddings: bool,
 }
 
 /// What is done with the model.
@@ -129,8 +116,12 @@ pub struct Spec {
     pub checkpoint: bool,
     pub driver: Loop,
     pub optimizer: String,
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraOptions>,
     pub quant: Option<Quant>,
+    /// Which layers a quantiser takes.
+    pub quant_scope: QuantScope,
+    /// The first N layers (and the embeddings) kept fixed.
+    pub freeze: Option<Freeze>,
     pub mask: Mask,
     pub use_cache: bool,
     pub loading: Loading,

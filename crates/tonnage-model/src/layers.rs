@@ -70,7 +70,8 @@ impl Embedding {
         })
     }
     pub fn forward(&self, m: &Run, ids: &Tensor) -> Tensor {
-        m.within(self.0, || ops::embedding(&m.cx, ids, m.weight(self.1)))
+        let y = m.within(self.0, || ops::embedding(&m.cx, ids, m.weight(self.1)));
+        m.embedded(self.0, y)
     }
 }
 

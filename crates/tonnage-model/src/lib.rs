@@ -3,6 +3,7 @@
 //! The way of the data: `config.json -> arch::build -> Built { net, arch }`; [`Run::load`] puts the tree's tensors on a simulated
 //! device, and [`Arch::forward`] executes one call of the model there.
 
+pub mod adapt;
 pub mod arch;
 pub mod common;
 pub mod error;

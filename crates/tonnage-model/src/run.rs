@@ -34,6 +34,19 @@ pub trait Leaf {
     fn forward(&self, m: &Run, id: ModuleId, x: &Tensor) -> Tensor;
     /// Parameters that the optimizer sees, in registration order, with local names.
     fn trainable(&self) -> Vec<(String, Tensor)>;
+    /// Calls `f` on every parameter the leaf itself holds (not those of the module it stands for), in registration order; `f` may
+    /// replace the tensor.
+    fn parameters(&mut self, f: &mut dyn FnMut(&mut Tensor));
+    /// Calls `f` on the adapters among them.
+    fn adapters(&mut self, _f: &mut dyn FnMut(&mut Tensor)) {}
+    /// The weight as a dense tensor where the leaf keeps it packed (peft's `dequantize_module_weight`); None: the module's own.
+    fn dense_weight(&self, _m: &Run) -> Option<Tensor> {
+        None
+    }
+    /// The bias, where the leaf keeps it.
+    fn bias(&self) -> Option<Tensor> {
+        None
+    }
 }
 
 /// A parameter that wants a gradient.
@@ -55,6 +68,8 @@ pub struct Run {
     /// Buffers by module, in order.
     pub buffers: Vec<Vec<Tensor>>,
     replaced: Vec<Option<Box<dyn Leaf>>>,
+    /// The embedding whose output is made a leaf that wants a gradient (`enable_input_require_grads`).
+    input_grads: Option<ModuleId>,
     /// Things a model keeps between calls by itself (caches).
     pub kept: RefCell<Vec<Tensor>>,
     /// `num_items_in_batch` of the call in progress, a [] int64 tensor: losses are then sums divided by it.
@@ -73,6 +88,7 @@ impl Run {
             weights: vec![None; np],
             buffers: (0..nm).map(|_| vec![]).collect(),
             replaced: (0..nm).map(|_| None).collect(),
+            input_grads: None,
             kept: RefCell::default(),
             items: RefCell::default(),
         }
@@ -81,10 +97,15 @@ impl Run {
     /// `model.to("cuda")`: children first, then own parameters, then buffers; parameters want gradients.
     pub fn load(cx: &Cx, net: Net, options: RunOptions) -> Run {
         let mut m = Run::new(cx, net, options);
-        for id in m.net.postorder() {
-            m.load_module(id);
-        }
+        m.load_all();
         m
+    }
+
+    /// As [`Run::load`], on a device that already exists.
+    pub fn load_all(&mut self) {
+        for id in self.net.postorder() {
+            self.load_module(id);
+        }
     }
 
     /// Puts one module's own tensors on the device.
@@ -137,9 +158,57 @@ impl Run {
         }
     }
 
+    /// `requires_grad_(False)` on a module's own parameters.
+    pub fn freeze_module(&mut self, id: ModuleId) {
+        for (_, p) in &self.net.module(id).params {
+            if let Some(t) = &mut self.weights[p.0 as usize] {
+                *t = t.detach();
+            }
+        }
+    }
+
+    /// `model.enable_input_require_grads()` for the embedding module `id`.
+    pub fn require_input_grads(&mut self, id: Option<ModuleId>) {
+        self.input_grads = id;
+    }
+
+    /// What a forward hook on an input embedding does with its output: under `enable_input_require_grads` it becomes a leaf that
+    /// wants a gradient (transformers, modeling_utils.py).
+    #[inline]
+    pub fn embedded(&self, id: ModuleId, y: Tensor) -> Tensor {
+        let wanted = self.input_grads == Some(id) && self.cx.grad_enabled() && !y.requires_grad();
+        if wanted {
+            self.cx.require_grad_kept(y)
+        } else {
+            y
+        }
+    }
+
+    /// Calls `f` on every parameter in `parameters()` order, ties once; `f` may replace the tensor.
+    pub fn map_parameters(&mut self, mut f: impl FnMut(&mut Tensor)) {
+        let mut seen = std::collections::HashSet::new();
+        for id in self.net.preorder() {
+            let old = self.cx.set_module(id.0);
+            for (_, p) in &self.net.module(id).params {
+                if let Some(t) = self.weights[p.0 as usize].as_mut().filter(|_| seen.insert(*p)) {
+                    f(t);
+                }
+            }
+            if let Some(l) = &mut self.replaced[id.0 as usize] {
+                l.parameters(&mut f);
+            }
+            self.cx.set_module(old);
+        }
+    }
+
     /// Puts `leaf` in the place of module `id`'s computation.
     pub fn replace(&mut self, id: ModuleId, leaf: Box<dyn Leaf>) -> Option<Box<dyn Leaf>> {
         self.replaced[id.0 as usize].replace(leaf)
+    }
+
+    /// Does something stand in the place of module `id`'s computation?
+    pub fn is_replaced(&self, id: ModuleId) -> bool {
+        self.replaced[id.0 as usize].is_some()
     }
 
     /// Takes the replacement of a module away (to wrap it).

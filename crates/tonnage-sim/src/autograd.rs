@@ -260,6 +260,16 @@ impl Cx {
         }))
     }
 
+    /// `t.requires_grad_()` on an activation: the graph keeps its data as long as a consumer's node points to it.
+    pub fn require_grad_kept(&self, t: Tensor) -> Tensor {
+        let data = t.clone_no_edge();
+        let t = self.require_grad(t);
+        if let Some(e) = &t.edge {
+            e.node.saved.borrow_mut().push(Slot::Kept(data));
+        }
+        t
+    }
+
     /// Makes `t` a leaf that wants a gradient.
     pub fn require_grad(&self, mut t: Tensor) -> Tensor {
         let node = Rc::new(Node {

@@ -1,5 +1,6 @@
 //! Runs a job on the simulator: load, steps, marks.
 
+mod adapt;
 mod batch;
 mod groups;
 mod plain;
@@ -33,12 +34,7 @@ pub struct Simulated {
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let built = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack)?;
-    let cx = Cx::new(
-        DeviceModel {
-            kernel: spec.device,
-        },
-        spec.accumulate,
-    );
+    let cx = Cx::new(DeviceModel { kernel: spec.device }, spec.accumulate);
     let options = RunOptions {
         dtype: spec.precision.weights(),
         attention: spec.attention,
@@ -48,11 +44,6 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         stack: spec.stack,
     };
     cx.mark(-1, 0, Phase::Load);
-    if spec.quant.is_some() || spec.lora.is_some() {
-        return Err(CoreError::Unsupported(
-            "adapters and quantised weights".into(),
-        ));
-    }
     if spec.loading == Loading::Warmup {
         // transformers' caching_allocator_warmup: one fp16 block of the model's bytes, given back at once
         let n: u64 = built
@@ -70,32 +61,22 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
                 .sum::<u64>();
         drop(cx.raw(OpId::LOAD, n / 2 * 2));
     }
-    let run = Run::load(&cx, built.net, options);
+    let mut run = Run::new(&cx, built.net, options);
+    let param_count = adapt::load(spec, &cx, &mut run)?;
     let modules = run.net.modules.iter().map(|m| m.name.clone()).collect();
-    let round = |b: u64| b.div_ceil(512) * 512;
-    let param_count = run.net.param_count();
-    let param_bytes = run
-        .net
-        .params
-        .iter()
-        .map(|p| round(p.shape.numel() * p.dtype.unwrap_or(options.dtype).size()))
-        .sum();
+    let param_bytes = adapt::param_bytes(&mut run);
     let buffer_bytes = run
         .buffers
         .iter()
         .flatten()
-        .map(|b| round(b.nbytes()))
+        .map(|b| adapt::round(b.nbytes()))
         .sum();
     let trainable_count = run.trainable().iter().map(|t| t.numel()).sum();
     let run = Rc::new(run);
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
-        _ => {
-            return Err(CoreError::Unsupported(
-                "generation and plain forward calls".into(),
-            ));
-        }
+        _ => return Err(CoreError::Unsupported("generation and plain forward calls".into())),
     };
     let mut timeline = cx.take_timeline();
     // tear-down is not part of the job

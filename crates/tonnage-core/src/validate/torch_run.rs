@@ -5,6 +5,7 @@ use crate::error::CoreError;
 use crate::spec::*;
 use crate::train::{Simulated, simulate};
 use serde_json::Value;
+use tonnage_model::adapt::{LoraOptions, Quant, QuantScope, Targets};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Stack};
@@ -66,6 +67,71 @@ pub fn stack(versions: &Value) -> Stack {
     }
 }
 
+fn strings(v: &Value) -> Vec<String> {
+    v.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|t| t.as_str().map(String::from))
+        .collect()
+}
+
+/// A record's `peft`: `targets` is a list of names or one string, as peft takes them.
+fn lora(l: &Value) -> Result<LoraOptions, CoreError> {
+    let targets = match &l["targets"] {
+        Value::String(s) => Targets::from_string(s),
+        v @ Value::Array(_) => Targets::Names(strings(v)),
+        _ => return Err(invalid("config.peft.targets", "missing")),
+    };
+    let flag = |k: &str, or: bool| l.get(k).and_then(|v| v.as_bool()).unwrap_or(or);
+    Ok(LoraOptions {
+        exclude: l.get("exclude").map(strings).unwrap_or_default(),
+        layers: l
+            .get("layers")
+            .and_then(|v| v.as_array())
+            .map(|v| v.iter().filter_map(|x| x.as_u64()).collect()),
+        fp32_adapters: flag("fp32_adapters", true),
+        dora: flag("dora", false),
+        ..LoraOptions::new(
+            number(l, "r").unwrap_or(8),
+            targets,
+            l.get("dropout").and_then(|d| d.as_f64()).unwrap_or(0.05),
+        )
+    })
+}
+
+/// A record's `quant`; the recording script computes 4-bit layers in bf16 whatever the job's precision.
+fn quant(c: &Value) -> Result<Option<Quant>, CoreError> {
+    let double = c
+        .get("double_quant")
+        .and_then(|v| v.as_bool())
+        .unwrap_or(true);
+    Ok(match text(c, "quant") {
+        None => None,
+        Some("nf4" | "fp4") => Some(Quant::FourBit {
+            double,
+            compute: ScalarType::BF16,
+        }),
+        Some("int8") => Some(Quant::Int8 {
+            outliers: c.get("threshold").and_then(|v| v.as_f64()).unwrap_or(0.0) > 0.0,
+        }),
+        Some(q) => {
+            return Err(invalid(
+                "config.quant",
+                format!("unknown quantisation `{q}`"),
+            ));
+        }
+    })
+}
+
+/// The recording script replaces instances of `nn.Linear` itself that are not called `lm_head`: so GPT-NeoX's head is packed, and
+/// none of Falcon's layers, which are of a class of their own.
+fn quant_scope(family: &str) -> QuantScope {
+    match family {
+        "falcon" => QuantScope::Nothing,
+        _ => QuantScope::Except(vec!["lm_head".into()]),
+    }
+}
+
 /// A record's job.
 pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     let c = &record["config"];
@@ -92,21 +158,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         },
         k => return Err(invalid("config.kind", format!("unknown kind {k:?}"))),
     };
-    let lora = c.get("peft").map(|l| Lora {
-        r: number(l, "r").unwrap_or(8),
-        targets: l["targets"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|t| t.as_str().map(String::from))
-            .collect(),
-        dropout: l.get("dropout").and_then(|d| d.as_f64()).unwrap_or(0.05),
-        fp32_adapters: l
-            .get("fp32_adapters")
-            .and_then(|d| d.as_bool())
-            .unwrap_or(true),
-        dora: l.get("dora").and_then(|d| d.as_bool()).unwrap_or(false),
-    });
+    let lora = c.get("peft").map(lora).transpose()?;
     Ok(Spec {
         work,
         model_type: family.to_string(),
@@ -152,17 +204,15 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         driver,
         optimizer: text(c, "optim").unwrap_or("adamw_foreach").to_string(),
         lora,
-        quant: match text(c, "quant") {
-            None => None,
-            Some("nf4") => Some(Quant::Nf4 { double: true }),
-            Some("int8") => Some(Quant::Int8),
-            Some(q) => {
-                return Err(invalid(
-                    "config.quant",
-                    format!("unknown quantisation `{q}`"),
-                ));
-            }
-        },
+        quant: quant(c)?,
+        quant_scope: quant_scope(family),
+        freeze: c.get("freeze").map(|f| Freeze {
+            layers: number(f, "layers").unwrap_or(0),
+            embeddings: f
+                .get("embeddings")
+                .and_then(|e| e.as_bool())
+                .unwrap_or(false),
+        }),
         mask: match text(c, "mask") {
             None if driver == Loop::Trainer => Mask::Ones,
             None => Mask::Absent,

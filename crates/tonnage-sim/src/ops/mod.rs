@@ -5,6 +5,7 @@
 //! it to its input's dtype is the engine's work, not the operator's.
 
 pub mod attention;
+pub mod conv;
 pub mod embedding;
 pub mod loss;
 pub mod matmul;
@@ -16,6 +17,7 @@ pub mod reduce;
 pub mod view;
 
 pub use attention::*;
+pub use conv::*;
 pub use embedding::*;
 pub use loss::*;
 pub use matmul::*;

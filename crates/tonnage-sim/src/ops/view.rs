@@ -65,13 +65,13 @@ fn narrow_raw(x: &Tensor, dim: usize, len: u64) -> Tensor {
     x.alias(x.shape.with(dim as isize, len), x.strides)
 }
 
-fn select_raw(x: &Tensor, dim: usize) -> Tensor {
+pub(crate) fn select_raw(x: &Tensor, dim: usize) -> Tensor {
     let mut st = x.strides;
     st.copy_within(dim + 1.., dim);
     x.alias(x.shape.without(dim as isize), st)
 }
 
-fn unsqueeze_raw(x: &Tensor, dim: usize) -> Tensor {
+pub(crate) fn unsqueeze_raw(x: &Tensor, dim: usize) -> Tensor {
     let mut st = x.strides;
     let s = if dim < x.shape.ndim() {
         x.shape.dims()[dim] as u64 * x.strides[dim]
