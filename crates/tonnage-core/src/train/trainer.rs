@@ -206,9 +206,14 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
         cx.mark(step + 1, 0, Phase::Between);
         drop(ops::mean(cx, &logged.sum, &[], false));
     }
-    if five {
+    // the function's locals; in 4.57 the logged loss is one of them, in 5.17 the Trainer keeps it
+    let kept = if five {
         drop(norm.take());
-    }
+        Some(logged)
+    } else {
+        drop(logged);
+        None
+    };
     drop_samples(samples);
     drop(items);
     if let Some(b) = inputs {
@@ -217,6 +222,7 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     drop(last_loss);
     drop(norm);
     cx.mark(spec.steps as i32, 0, Phase::End);
+    drop(kept);
     Ok(opt.managed_bytes())
 }
 
