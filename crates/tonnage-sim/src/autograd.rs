@@ -33,9 +33,17 @@ pub struct Saved {
     pub meta: SmallVec<[Meta; 2]>,
     /// Shapes of the node's inputs, as recorded at forward.
     pub inputs: SmallVec<[Meta; 3]>,
+    /// The incoming gradients as the engine keeps them through the call.
+    incoming: RefCell<Grads>,
 }
 
 impl Saved {
+    /// For an operator that stands for two nodes: the first one is done and hands `g` to the second, whose incoming gradient 0 it is
+    /// (the old one goes now, unless something else holds it).
+    pub fn hand_over(&self, g: &Tensor) {
+        let old = self.incoming.borrow_mut()[0].replace(g.clone());
+        drop(old);
+    }
     /// The end of the generated `apply`: its unpacked locals die in reverse order.
     fn finish(mut self) {
         while let Some(t) = self.t.pop() {
@@ -358,12 +366,13 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
         }
         let saved = n.unpack(cx);
         // the incoming gradients outlive the call whatever it does with its handles
-        let mut held = grads.clone();
+        *saved.incoming.borrow_mut() = grads.clone();
         let mut outs = match &n.kind {
             Kind::Operator(f) => f(cx, &saved, &mut grads),
             Kind::Custom(c) => c.backward(cx, &saved, &mut grads),
             Kind::Accumulate => unreachable!(),
         };
+        let mut held = saved.incoming.take();
         saved.finish();
         n.validate(cx, &mut outs);
         // first to last, as a C++ vector's elements go (SmallVec::clear would go backwards)
@@ -457,6 +466,7 @@ impl Node {
             t.push(frame.unpack(cx));
         }
         Saved {
+            incoming: RefCell::default(),
             t,
             need: self.next.borrow().iter().map(|e| e.is_some()).collect(),
             args: self.args,

@@ -2,6 +2,7 @@
 
 pub mod gpt2;
 pub mod gpt_neox;
+pub mod gpt_per_head;
 pub mod llama;
 pub mod nanogpt;
 
@@ -67,6 +68,7 @@ pub fn build(
     match model_type {
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
+        "gpt_per_head" => gpt_per_head::build(config, head),
         "nanogpt" => nanogpt::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),

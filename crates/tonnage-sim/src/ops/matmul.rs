@@ -1,6 +1,6 @@
 //! Matrix products (torch 2.11, aten/src/ATen/native/LinearAlgebra.cpp, Linear.cpp, cuda/Blas.cpp; derivatives.yaml).
 
-use crate::autograd::{Grads, Meta};
+use crate::autograd::{Grads, Meta, Saved};
 use crate::context::Cx;
 use crate::ops::op::OpId;
 use crate::ops::pointwise::add_;
@@ -11,9 +11,17 @@ use smallvec::{SmallVec, smallvec};
 
 // ---- layout ---------------------------------------------------------------------------------------------------------
 
-/// A gradient in another shape; the old one goes as soon as the copy (if any) is made.
-fn reshaped_grad(cx: &Cx, g: Tensor, shape: Shape) -> Tensor {
-    if g.shape == shape { g } else { reshape_raw(cx, &g, shape) }
+/// The node of the view that flattened the operands, run backward: where its reshape copies, the old gradient goes at once.
+fn reshaped_grad(cx: &Cx, s: &Saved, g: &mut Grads, shape: Shape) -> Tensor {
+    let old = g[0].take().expect("gradient");
+    if old.shape == shape {
+        return old;
+    }
+    let new = reshape_raw(cx, &old, shape);
+    if !std::rc::Rc::ptr_eq(&new.storage, &old.storage) {
+        s.hand_over(&new);
+    }
+    new
 }
 
 /// The transpose of a matrix: a view without history.
@@ -109,7 +117,7 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     n.finish(cx, y, |cx, s, g| -> Grads {
         let (mx, mw) = (&s.meta[0], &s.meta[1]);
         let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
-        let g = reshaped_grad(cx, g[0].take().expect("gradient"), shape);
+        let g = reshaped_grad(cx, s, g, shape);
         let gx = s.need[1].then(|| {
             let t = mm_grad(cx, mx, &g, s.tensor(1));
             let to = s.inputs[1].shape;
@@ -140,7 +148,7 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     n.finish(cx, y, |cx, s, g| -> Grads {
         let (mx, mw) = (&s.meta[0], &s.meta[1]);
         let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
-        let g = reshaped_grad(cx, g[0].take().expect("gradient"), shape);
+        let g = reshaped_grad(cx, s, g, shape);
         let gw = s.need[1].then(|| {
             let t = mm_grad(cx, mw, s.tensor(1), &g);
             if s.args[0] == TURNED { turned(&t) } else { t }
