@@ -273,7 +273,7 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
 /// Parameters of the base model, unpacked and without adapters.
 fn base_count(job: &Job) -> Option<u64> {
     let (t, c) = job.model_config().ok()?;
-    tonnage_model::arch::build(&t, &c, job.head())
+    tonnage_model::arch::build(&t, &c, job.head(), &job.stack())
         .ok()
         .map(|b| b.net.param_count())
 }

@@ -252,6 +252,22 @@ pub static SETTINGS: &[Setting] = &[
         "gradient clipping; the Trainer clips at 1.0 unless told 0",
     ),
     s(
+        "train.freeze_layers",
+        "freeze-layers",
+        Kind::Count(1),
+        None,
+        &[],
+        "the first N layers are not trained",
+    ),
+    s(
+        "train.freeze_embeddings",
+        "freeze-embeddings",
+        Kind::Bool,
+        None,
+        &[],
+        "the embeddings are not trained",
+    ),
+    s(
         "train.mask",
         "mask",
         Kind::Choice(&[("absent", "none"), ("ones", ""), ("padding", "pad")]),
@@ -322,6 +338,18 @@ pub static SETTINGS: &[Setting] = &[
         None,
         &["type"],
         "stored format of the frozen linear weights",
+    ),
+    s(
+        "quant.compute",
+        "quant-compute",
+        Kind::Choice(&[
+            ("bf16", "bfloat16"),
+            ("fp16", "float16"),
+            ("fp32", "float32"),
+        ]),
+        Some("bf16"),
+        &["bnb_4bit_compute_dtype"],
+        "nf4: the type of the products",
     ),
     s(
         "quant.double",

@@ -2,8 +2,10 @@
 
 use super::{Job, Origin};
 use crate::doc::{Diagnostic, Value};
-use crate::spec::{Hold, Loading, Loop, Lora, Mask, Precision, Quant, Spec, Work};
+use crate::spec::{Freeze, Hold, Loading, Loop, Mask, Precision, Spec, Work};
 use tonnage_catalog::Gpu;
+use tonnage_model::adapt::target::Targets;
+use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Stack};
@@ -92,6 +94,19 @@ impl Job {
         }
     }
 
+    /// The library versions.
+    pub fn stack(&self) -> Stack {
+        let version = |key: &str, or: Version| Version::parse(&self.word(key)).unwrap_or(or);
+        let d = Stack::default();
+        Stack {
+            torch: version("stack.torch", d.torch),
+            transformers: version("stack.transformers", d.transformers),
+            peft: version("stack.peft", d.peft),
+            accelerate: version("stack.accelerate", d.accelerate),
+            bitsandbytes: version("stack.bitsandbytes", d.bitsandbytes),
+        }
+    }
+
     /// The job on this card.
     ///
     /// # Errors
@@ -122,8 +137,6 @@ impl Job {
             }
         };
         self.check_length(seq, &config).map_err(|d| vec![d])?;
-        let version = |key: &str, or: Version| Version::parse(&self.word(key)).unwrap_or(or);
-        let d = Stack::default();
         Ok(Spec {
             work,
             model_type,
@@ -161,19 +174,30 @@ impl Job {
                 Loop::Plain
             },
             optimizer: self.word("train.optimizer"),
-            lora: self.count("lora.r").map(|r| Lora {
-                r,
-                targets: self.texts("lora.targets"),
-                dropout: self.number("lora.dropout").unwrap_or(0.05),
-                fp32_adapters: self.word("lora.adapter_dtype") != "base",
-                dora: self.flag("lora.dora"),
-            }),
+            lora: self.lora(),
             quant: match self.word("quant.format").as_str() {
-                "nf4" => Some(Quant::Nf4 {
+                "nf4" => Some(Quant::FourBit {
                     double: self.flag("quant.double"),
+                    compute: match self.word("quant.compute").as_str() {
+                        "fp16" => ScalarType::F16,
+                        "fp32" => ScalarType::F32,
+                        _ => ScalarType::BF16,
+                    },
                 }),
-                "int8" => Some(Quant::Int8),
+                "int8" => Some(Quant::Int8 { outliers: true }),
                 _ => None,
+            },
+            quant_scope: QuantScope::Library,
+            kbit_prepare: self.flag("quant.kbit_preparation"),
+            freeze: match (
+                self.count("train.freeze_layers"),
+                self.flag("train.freeze_embeddings"),
+            ) {
+                (None, false) => None,
+                (layers, embeddings) => Some(Freeze {
+                    layers: layers.unwrap_or(0),
+                    embeddings,
+                }),
             },
             mask: match self.word("train.mask").as_str() {
                 "ones" => Mask::Ones,
@@ -187,15 +211,31 @@ impl Job {
                 Loading::To
             },
             device,
-            stack: Stack {
-                torch: version("stack.torch", d.torch),
-                transformers: version("stack.transformers", d.transformers),
-                peft: version("stack.peft", d.peft),
-                accelerate: version("stack.accelerate", d.accelerate),
-                bitsandbytes: version("stack.bitsandbytes", d.bitsandbytes),
-            },
+            stack: self.stack(),
             accumulate: Accumulate::InPlaceIfSole,
         })
+    }
+
+    /// The adapters, as peft reads them: a list of names, or one text that is `all-linear` or a regular expression.
+    fn lora(&self) -> Option<LoraOptions> {
+        let names = self.texts("lora.targets");
+        let targets = match &names[..] {
+            [one]
+                if one.eq_ignore_ascii_case("all-linear")
+                    || one.contains(['*', '(', '[', '|', '\\']) =>
+            {
+                Targets::from_string(one)
+            }
+            _ => Targets::Names(names),
+        };
+        let mut l = LoraOptions::new(
+            self.count("lora.r")?,
+            targets,
+            self.number("lora.dropout").unwrap_or(0.05),
+        );
+        l.fp32_adapters = self.word("lora.adapter_dtype") != "base";
+        l.dora = self.flag("lora.dora");
+        Some(l)
     }
 
     /// A learned position table is a hard limit; rotary positions are not.

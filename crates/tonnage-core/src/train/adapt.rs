@@ -30,7 +30,7 @@ pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
     let Some(l) = &spec.lora else {
         return Ok(count);
     };
-    if spec.quant.is_some() {
+    if spec.quant.is_some() && spec.kbit_prepare {
         cx.mark(-1, 0, Phase::KbitPrepare);
         kbit::prepare(run);
     }

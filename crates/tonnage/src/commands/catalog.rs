@@ -12,9 +12,14 @@ use tonnage_units::{Bytes, Count};
 /// Parameters counted from the configuration; the reason where they cannot be.
 fn counted(m: &tonnage_catalog::Model) -> Result<u64, String> {
     let config: serde_json::Value = serde_json::from_str(m.config()).map_err(|e| e.to_string())?;
-    build(m.model_type, &config, Head::Default)
-        .map(|b| b.net.param_count())
-        .map_err(|e| e.to_string())
+    build(
+        m.model_type,
+        &config,
+        Head::Default,
+        &tonnage_model::Stack::default(),
+    )
+    .map(|b| b.net.param_count())
+    .map_err(|e| e.to_string())
 }
 
 pub fn models(a: &ModelsArgs, out: &Output) -> Status {
