@@ -119,12 +119,14 @@ fn main() {
         Some("f") => (true, t["id"].as_u64().unwrap_or(0), 0),
         _ => (false, u64::MAX, 0),
     }).collect());
-    match ours_list.iter().zip(&theirs).position(|(a, b)| a != b) {
+    let beyond = ours_list.iter().zip(&theirs).position(|(a, b)| a != b);
+    match beyond {
         None if ours_list.len() == theirs.len() => println!("equal but for the order of consecutive frees"),
         None => println!("equal as far as the shorter goes"),
         Some(k) => println!("first difference beyond the order of consecutive frees: {k}"),
     }
-    match (0..n).find(|i| !same(*i)) {
+    // show what matters: the order of frees only where nothing else differs
+    match beyond.filter(|k| !same(*k)).or_else(|| (0..n).find(|i| !same(*i))) {
         None => println!("all {n} identical"),
         Some(k) => {
             println!("first difference at event {k}");

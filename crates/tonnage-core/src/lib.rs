@@ -1,12 +1,21 @@
 //! The library: a job to its memory footprint.
 //!
-//! `Spec -> simulate -> Timeline -> allocator -> Footprint`; everything else reads footprints.
+//! `file or flags -> Job -> Spec -> simulate -> Timeline -> allocator -> Footprint`; everything else reads footprints.
 
+pub mod agi2_compat;
+pub mod doc;
 pub mod error;
+pub mod footprint;
+pub mod import;
+pub mod job;
 pub mod spec;
 pub mod train;
 pub mod validate;
+pub mod verdict;
 
+pub use doc::Diagnostic;
 pub use error::CoreError;
+pub use footprint::{Footprint, estimate};
+pub use job::Job;
 pub use spec::Spec;
 pub use train::{Simulated, simulate};

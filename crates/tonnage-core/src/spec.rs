@@ -120,6 +120,8 @@ pub struct Spec {
     pub quant: Option<Quant>,
     /// Which layers a quantiser takes.
     pub quant_scope: QuantScope,
+    /// `prepare_model_for_kbit_training`: what is not packed becomes fp32 (only where weights are packed and adapters trained).
+    pub kbit_prepare: bool,
     /// The first N layers (and the embeddings) kept fixed.
     pub freeze: Option<Freeze>,
     pub mask: Mask,

@@ -50,4 +50,11 @@ impl Stack {
     pub fn transformers_5(&self) -> bool {
         self.transformers >= Version(5, 0, 0)
     }
+
+    /// `gradient_checkpointing_enable` of transformers 5 calls `enable_input_require_grads` by itself
+    /// (src/transformers/modeling_utils.py; cases `llama-7b-plain-amp_bf16-adamw_foreach-b1-s2048-nf4-lora32all-ckpt` and
+    /// `llama-8b-...-nf4-lora32all-ckpt-tf4.57.6`).
+    pub fn checkpointing_requires_input_grads(&self) -> bool {
+        self.transformers_5()
+    }
 }

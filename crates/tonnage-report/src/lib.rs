@@ -1,1 +1,13 @@
-//! See the crate's description.
+//! A footprint as text, JSON, Markdown, CSV or SVG. Pure: the caller prints, and says how wide and in which units.
+
+pub mod csv;
+pub mod explain;
+pub mod json;
+pub mod markdown;
+pub mod style;
+pub mod svg;
+pub mod table;
+pub mod text;
+pub mod validate;
+
+pub use style::{Paint, Style};

@@ -4,6 +4,7 @@
 use crate::context::Cx;
 use crate::ops;
 use crate::tensor::Tensor;
+use crate::timeline::Category;
 use rustc_hash::FxHashMap;
 use tonnage_units::ScalarType;
 
@@ -89,6 +90,7 @@ impl Cx {
             }
         }
         let t = ops::to_dtype(self, x, to);
+        self.tag(&t, Category::AutocastCopy);
         let mut a = self.0.autocast.borrow_mut();
         let i = a.copies.len();
         a.copies.push(Some(t.clone()));

@@ -113,6 +113,8 @@ pub enum Category {
     Gradients,
     OptimizerState,
     Inputs,
+    /// A weight's copy in the autocast type.
+    AutocastCopy,
     Workspace,
 }
 

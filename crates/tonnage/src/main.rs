@@ -1,1 +1,38 @@
-fn main() {}
+//! The program: arguments in, text out, an exit status that means something.
+
+mod args;
+mod commands;
+mod jobs;
+mod output;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// What a command ends with (DESIGN section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It fits, or it is done.
+    Ok = 0,
+    /// It does not fit.
+    DoesNotFit = 1,
+    /// Wrong use of the command line.
+    Usage = 2,
+    /// Bad input.
+    BadInput = 3,
+    /// Not available here, or not supported.
+    Unavailable = 4,
+}
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let out = output::Output::new(&cli.global);
+    let status = match &cli.command {
+        args::Command::Estimate(a) => commands::estimate::run(a, &out),
+        args::Command::Compare(a) => commands::compare::run(a, &out),
+        args::Command::Validate(a) => commands::validate::run(a, &out),
+        args::Command::Models(a) => commands::catalog::models(a, &out),
+        args::Command::Gpus(a) => commands::catalog::gpus(a, &out),
+        args::Command::Schema(a) => commands::schema::run(a, &out),
+    };
+    ExitCode::from(status as u8)
+}

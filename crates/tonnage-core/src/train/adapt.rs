@@ -2,7 +2,7 @@
 //! checkpointing asks of the input embeddings.
 
 use crate::error::CoreError;
-use crate::spec::{Spec, Work};
+use crate::spec::{Loop, Spec, Work};
 use tonnage_model::Run;
 use tonnage_model::adapt::lora::Base;
 use tonnage_model::adapt::{Quant, freeze, kbit, lora, quant, target};
@@ -26,10 +26,11 @@ pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
     if let Some(f) = &spec.freeze {
         freeze::freeze_layers(run, f.layers, f.embeddings)?;
     }
+    require_input_grads(spec, run);
     let Some(l) = &spec.lora else {
         return Ok(count);
     };
-    if spec.quant.is_some() {
+    if spec.quant.is_some() && spec.kbit_prepare {
         cx.mark(-1, 0, Phase::KbitPrepare);
         kbit::prepare(run);
     }
@@ -42,12 +43,18 @@ pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
             Some(m.weight(m.net.module(id).params[0].1).dtype),
         ),
     })?;
-    // a quantised model's preparation leaves the embeddings alone where checkpointing is not reentrant
-    if spec.checkpoint && spec.work == Work::Train && spec.quant.is_none() {
+    Ok(count)
+}
+
+/// Checkpointing makes the embedding's output want a gradient, so that frozen weights do not cut the graph: always in
+/// transformers 5; before, where the script asks for it (k-bit preparation does not if checkpointing is not reentrant, and the
+/// Trainer does not).
+fn require_input_grads(spec: &Spec, run: &mut Run) {
+    let asked = spec.lora.is_some() && spec.quant.is_none() && spec.driver == Loop::Plain;
+    if spec.checkpoint && spec.work == Work::Train && (asked || spec.stack.checkpointing_requires_input_grads()) {
         let id = target::input_embedding(&run.net);
         run.require_input_grads(id);
     }
-    Ok(count)
 }
 
 /// Bytes of all parameters, each in blocks of 512.

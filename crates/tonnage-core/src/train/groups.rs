@@ -18,9 +18,19 @@ fn decays(p: &Trainable) -> bool {
     p.module != Kind::Norm && !norm && !named
 }
 
-/// Parameters that want gradients: the group with decay, then the one without, each in the model's order.
-pub fn by_decay(run: &Run) -> [Vec<Tensor>; 2] {
+/// The Trainer's parameters as its optimizer sees them.
+pub struct Groups {
+    /// With decay, then without, each in the model's order.
+    pub params: [Vec<Tensor>; 2],
+    /// Of each parameter: is it an embedding's weight? 8-bit optimizers keep 32-bit states for those (`create_optimizer`;
+    /// case `llama-trainer-adamw8bit` of torch-trace-own.jsonl).
+    pub embedding: Vec<bool>,
+}
+
+/// Parameters that want gradients, in the Trainer's groups.
+pub fn by_decay(run: &Run) -> Groups {
     let (with, without): (Vec<_>, Vec<_>) = run.trainable_named().into_iter().partition(decays);
+    let embedding = with.iter().chain(&without).map(|p| matches!(p.module, Kind::Embedding { .. })).collect();
     let tensors = |v: Vec<Trainable>| v.into_iter().map(|p| p.tensor).collect();
-    [tensors(with), tensors(without)]
+    Groups { params: [tensors(with), tensors(without)], embedding }
 }

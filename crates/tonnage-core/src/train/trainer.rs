@@ -131,8 +131,8 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     cx.mark(0, 0, Phase::Between);
     let params = run.trainable();
     let groups = groups::by_decay(run);
-    let ordered = groups.concat();
-    let mut opt = optim::create_grouped(kind, cx, &groups);
+    let ordered = groups.params.concat();
+    let mut opt = optim::create_grouped(kind, cx, &groups.params, &groups.embedding);
     drop(groups);
     let mut scaler =
         (spec.precision == Precision::Mixed(ScalarType::F16)).then(|| GradScaler::new(cx));

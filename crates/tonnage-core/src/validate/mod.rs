@@ -1,6 +1,9 @@
 //! Scores predictions on recorded runs: one row for each record, metric and part (DESIGN section 7).
 
+mod report;
 pub mod torch_run;
+
+pub use report::{Report, SCHEMA, Summary, record_rows};
 
 use serde::Serialize;
 use serde_json::Value;

@@ -206,6 +206,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         lora,
         quant: quant(c)?,
         quant_scope: quant_scope(family),
+        kbit_prepare: true,
         freeze: c.get("freeze").map(|f| Freeze {
             layers: number(f, "layers").unwrap_or(0),
             embeddings: f

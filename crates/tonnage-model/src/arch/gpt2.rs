@@ -197,7 +197,8 @@ impl Block {
         let parts = ops::split(cx, &qkv, &[d, d, d], 2);
         drop(qkv);
         let head = |t: &Tensor| ops::transpose(cx, &ops::view(cx, t, shape), 1, 2);
-        let (q, k, v) = (head(&parts[0]), head(&parts[1]), head(&parts[2]));
+        // the queries last, as in the source: the order of the nodes is that of their gradients' copies
+        let (k, v, q) = (head(&parts[1]), head(&parts[2]), head(&parts[0]));
         drop(parts);
         if m.options.attention == Attention::Eager {
             let o = self.eager(m, &q, &k, &v, mask);

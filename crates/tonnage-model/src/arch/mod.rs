@@ -5,6 +5,7 @@ pub mod gpt_neox;
 pub mod gpt_per_head;
 pub mod llama;
 pub mod nanogpt;
+pub mod pose;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -16,6 +17,8 @@ use tonnage_sim::Tensor;
 /// The tensors of one call, on the device.
 #[derive(Clone, Default)]
 pub struct Batch {
+    /// [B, C, H, W] images, [B, mel, T] audio features or [S, B, F] poses, fp32
+    pub features: Option<Tensor>,
     /// [B, S] int64
     pub input_ids: Option<Tensor>,
     /// [B, S] or [B] int64
@@ -24,8 +27,6 @@ pub struct Batch {
     pub attention_mask: Option<Tensor>,
     /// What the mask says: some positions are padding, so a mask tensor is built from it.
     pub padded: bool,
-    /// [B, C, H, W] images, [B, mel, T] audio features or [S, B, F] poses, fp32
-    pub features: Option<Tensor>,
 }
 
 /// What a call returns; the caller decides how long it lives.
@@ -70,6 +71,7 @@ pub fn build(
         "gpt_neox" => gpt_neox::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),
         "nanogpt" => nanogpt::build(config, head),
+        "pose" => pose::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }

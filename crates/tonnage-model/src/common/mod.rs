@@ -3,4 +3,5 @@
 pub mod attention;
 pub mod loss;
 pub mod mask;
+pub mod mha;
 pub mod rope;

@@ -1,9 +1,9 @@
 //! Matrix products (torch 2.11, aten/src/ATen/native/LinearAlgebra.cpp, Linear.cpp, cuda/Blas.cpp; derivatives.yaml).
 
 use crate::autograd::{Grads, Meta, Saved};
-use crate::context::Cx;
+use crate::context::{Accumulate, Cx};
 use crate::ops::op::OpId;
-use crate::ops::pointwise::add_;
+use crate::ops::pointwise::{add, add_};
 use crate::ops::view::reshape_raw;
 use crate::shape::{MAX_DIMS, Shape, Strides};
 use crate::tensor::Tensor;
@@ -185,9 +185,9 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor 
         None => unbiased(cx, &x, &w),
         Some(b) if x.shape.ndim() == 2 || x.is_contiguous() => affine(cx, b, &x, &w, true),
         Some(b) => {
-            // matmul, then `output.add_(bias)`
+            // matmul, then `output.add_(bias)`; a dispatch mode makes every tensor "subclass-like", which gets `add`
             let y = unbiased(cx, &x, &w);
-            add_(cx, y, b)
+            if cx.0.accumulate == Accumulate::OutOfPlace { add(cx, &y, b) } else { add_(cx, y, b) }
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Bnb8 {
     /// `dynamic` and `udynamic`, on the device from the first 8-bit state on.
     maps: Option<(usize, Vec<Tensor>)>,
     made: Vec<bool>,
+    /// Parameters whose states are overridden to 32 bit.
+    wide: Vec<bool>,
     states: Vec<(usize, &'static str, Tensor)>,
     managed: u64,
 }
@@ -35,9 +37,16 @@ impl Bnb8 {
             paged,
             maps: None,
             made: vec![false; n],
+            wide: vec![false; n],
             states: Vec::new(),
             managed: 0,
         }
+    }
+
+    /// `GlobalOptimManager.register_module_override(module, "weight", {"optim_bits": 32})` for the parameters marked in `wide`.
+    pub(super) fn keep_wide(mut self, wide: &[bool]) -> Bnb8 {
+        self.wide.copy_from_slice(wide);
+        self
     }
 
     fn two_states(&self) -> bool {
@@ -78,7 +87,7 @@ impl Bnb8 {
     }
 
     fn init(&mut self, cx: &Cx, i: usize, p: &Tensor) {
-        let eight = self.eight_bit && p.numel() >= MIN_8BIT;
+        let eight = self.eight_bit && !self.wide[i] && p.numel() >= MIN_8BIT;
         let dtype = if eight { U8 } else { F32 };
         if eight && self.maps.is_none() {
             let maps = (0..1 + self.two_states() as usize)

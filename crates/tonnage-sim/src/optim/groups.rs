@@ -1,6 +1,6 @@
 //! Optimizers over several parameter groups.
 
-use super::{Optimizer, OptimizerKind, State, create};
+use super::{Optimizer, OptimizerKind, State, bnb, create};
 use crate::context::Cx;
 use crate::tensor::Tensor;
 
@@ -8,8 +8,8 @@ use crate::tensor::Tensor;
 ///
 /// Those of `torch.optim` run each group's step whole, so list temporaries span one group only (torch 2.11, torch/optim/adamw.py and
 /// its neighbours; case `gpt2-small-trainer-fp32-adamw_foreach-b4-s512-ga4`). The others go parameter by parameter and share what
-/// they share over all groups.
-pub fn create_grouped(kind: OptimizerKind, cx: &Cx, groups: &[Vec<Tensor>]) -> Box<dyn Optimizer> {
+/// they share over all groups. `wide`, one for each parameter: bitsandbytes keeps its states in 32 bit.
+pub fn create_grouped(kind: OptimizerKind, cx: &Cx, groups: &[Vec<Tensor>], wide: &[bool]) -> Box<dyn Optimizer> {
     match kind {
         OptimizerKind::Adam { .. }
         | OptimizerKind::Sgd { .. }
@@ -18,7 +18,10 @@ pub fn create_grouped(kind: OptimizerKind, cx: &Cx, groups: &[Vec<Tensor>]) -> B
         | OptimizerKind::Muon => {
             Box::new(Grouped { parts: groups.iter().map(|g| (g.len(), create(kind, cx, g))).collect() })
         }
-        OptimizerKind::Adafactor { .. } | OptimizerKind::Lion | OptimizerKind::Bnb { .. } => create(kind, cx, &groups.concat()),
+        OptimizerKind::Adafactor { .. } | OptimizerKind::Lion => create(kind, cx, &groups.concat()),
+        OptimizerKind::Bnb { algorithm, eight_bit, paged } => {
+            Box::new(bnb::Bnb8::new(algorithm, eight_bit, paged, wide.len()).keep_wide(wide))
+        }
     }
 }
 

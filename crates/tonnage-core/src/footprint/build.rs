@@ -1,0 +1,518 @@
+//! From a job to its footprint.
+
+use super::analysis::{Analysis, analyse};
+use super::classify::{Component, Modules, component, pattern};
+use super::*;
+use crate::doc::Value;
+use crate::error::CoreError;
+use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain};
+use crate::train::{Simulated, simulate};
+use crate::verdict::{Device, Verdict, verdict};
+use std::collections::{BTreeMap, HashMap};
+use tonnage_catalog::gpu;
+
+/// What to work out besides the footprint.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The card that the question is about; `None`: the job's own, if it names one.
+    pub gpu: Option<String>,
+    /// Simulate edits and say what each saves. Always done where the answer is not "fits".
+    pub advice: bool,
+    /// Leave the uncertain settings at their expected values.
+    pub expected_only: bool,
+}
+
+/// A footprint with what it was read from.
+pub struct Estimate {
+    pub footprint: Footprint,
+    pub simulated: Simulated,
+    pub analysis: Analysis,
+}
+
+pub(super) fn failed(job: &Job, e: CoreError) -> Vec<Diagnostic> {
+    let d = match e {
+        CoreError::Unsupported(_) => {
+            Diagnostic::error("unsupported", format!("{}: {e}", job.title()))
+        }
+        CoreError::Model(
+            tonnage_model::ModelError::NoForward(_) | tonnage_model::ModelError::Unsupported(..),
+        ) => Diagnostic::error("unsupported", format!("{}: {e}", job.title())),
+        CoreError::Model(_) => {
+            let d = Diagnostic::error("bad-model", e.to_string());
+            match ["model.config", "model.id", "model.path"]
+                .iter()
+                .find_map(|k| job.given(k))
+                .map(|g| &g.origin)
+            {
+                Some(Origin::File(p)) => d.at(p.clone()),
+                _ => d,
+            }
+        }
+        e => Diagnostic::error("bad-job", e.to_string()),
+    };
+    vec![d]
+}
+
+/// Simulates a job on a card and runs the allocator.
+pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), Vec<Diagnostic>> {
+    let spec = job.spec(&device.gpu)?;
+    let sim = simulate(&spec).map_err(|e| failed(job, e))?;
+    let config = job
+        .allocator()
+        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+    let a = analyse(&sim, &config);
+    Ok((sim, a))
+}
+
+pub(super) fn device(name: &str) -> Result<Device, Vec<Diagnostic>> {
+    let g = gpu(name).map_err(|e| {
+        vec![Diagnostic::error("unknown-gpu", e.to_string()).help("`tonnage gpus` lists them")]
+    })?;
+    Device::of(g).map_err(|e| vec![Diagnostic::error("unsupported", e.to_string())])
+}
+
+/// The footprint of a job.
+///
+/// # Errors
+/// Everything that keeps it from having one.
+pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic>> {
+    let stated = options
+        .gpu
+        .clone()
+        .or_else(|| Some(job.word("gpu")).filter(|g| !g.is_empty()));
+    let here = device(stated.as_deref().unwrap_or(DEFAULT_GPU))?;
+    let (sim, a) = run(job, &here)?;
+    let (swings, low, high) = if options.expected_only {
+        (Vec::new(), None, None)
+    } else {
+        swings(job, &here, &a)
+    };
+    let mut f = base(job, &here, stated.is_some(), &sim, &a);
+    levels(&mut f, &here, &a, low, high);
+    f.uncertainties = swings;
+    device_swings(&mut f, &here);
+    verdicts(&mut f, job, &here, stated.is_some(), &sim, &a)?;
+    let worst = f
+        .verdicts
+        .iter()
+        .filter_map(|r| r.cases.first())
+        .map(|c| c.1.outcome)
+        .max();
+    if options.advice
+        || (stated.is_some() && worst.is_some_and(|o| o != crate::verdict::Outcome::Fits))
+    {
+        f.advice = advice::advise(job, &here, stated.is_some(), a.peak.reserved);
+    }
+    Ok(Estimate {
+        footprint: f,
+        simulated: sim,
+        analysis: a,
+    })
+}
+
+fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -> Footprint {
+    let has_logits = sim.modules.iter().any(|m| {
+        ["lm_head", "embed_out", "cls"]
+            .iter()
+            .any(|h| m == h || m.ends_with(&format!(".{h}")))
+    });
+    let modules = Modules {
+        names: &sim.modules,
+        has_logits,
+    };
+    let mut lines: BTreeMap<Component, (u64, u64)> = BTreeMap::new();
+    let mut by_module: HashMap<String, BTreeMap<Component, u64>> = HashMap::new();
+    let mut groups: HashMap<(Component, String, String, String, u64), u64> = HashMap::new();
+    for b in &a.alive {
+        let c = component(b, &modules);
+        let l = lines.entry(c).or_default();
+        *l = (l.0 + b.bytes, l.1 + 1);
+        let m = pattern(modules.name(b.module));
+        *by_module
+            .entry(m.clone())
+            .or_default()
+            .entry(c)
+            .or_default() += b.bytes;
+        let phase = b.born.map_or("", |m| m.phase.name()).to_string();
+        *groups
+            .entry((c, m, b.op.name().to_string(), phase, b.bytes))
+            .or_default() += 1;
+    }
+    let mut module_lines: Vec<ModuleLine> = by_module
+        .into_iter()
+        .map(|(module, cs)| ModuleLine {
+            module,
+            bytes: cs.values().sum(),
+            components: cs.into_iter().collect(),
+        })
+        .collect();
+    module_lines.sort_by(|x, y| y.bytes.cmp(&x.bytes).then_with(|| x.module.cmp(&y.module)));
+    let mut tensors: Vec<TensorGroup> = groups
+        .into_iter()
+        .map(
+            |((component, module, op, phase, each), count)| TensorGroup {
+                component,
+                module,
+                op,
+                phase,
+                bytes_each: each,
+                count,
+                bytes: each * count,
+            },
+        )
+        .collect();
+    tensors.sort_by(|x, y| {
+        y.bytes
+            .cmp(&x.bytes)
+            .then_with(|| (&x.module, &x.op, x.bytes_each).cmp(&(&y.module, &y.op, y.bytes_each)))
+    });
+    let (_, outside) = (
+        here.overhead.context.expected,
+        here.overhead.libraries.expected,
+    );
+    let mut components: Vec<Line> = lines
+        .into_iter()
+        .map(|(component, (bytes, count))| Line {
+            component,
+            bytes,
+            count,
+            level: "allocated",
+        })
+        .collect();
+    components.push(Line {
+        component: Component::AllocatorCache,
+        bytes: a.peak.reserved.saturating_sub(a.peak.allocated),
+        count: 0,
+        level: "reserved",
+    });
+    components.push(Line {
+        component: Component::DeviceContext,
+        bytes: here.overhead.context.expected,
+        count: 1,
+        level: "device",
+    });
+    components.push(Line {
+        component: Component::Libraries,
+        bytes: outside,
+        count: 0,
+        level: "device",
+    });
+    let last = a.last;
+    Footprint {
+        schema: SCHEMA,
+        job: job.title(),
+        source: job.source.clone(),
+        format: job.format.into(),
+        gpu: here.gpu.id.clone(),
+        gpu_stated: stated,
+        model: ModelCounts {
+            model_type: job.model_config().map(|(t, _)| t).unwrap_or_default(),
+            param_count: sim.param_count,
+            base_param_count: base_count(job).unwrap_or(sim.param_count),
+            trainable_count: sim.trainable_count,
+            param_bytes: sim.param_bytes,
+            buffer_bytes: sim.buffer_bytes,
+            managed_bytes: sim.managed_bytes,
+        },
+        micro_batch_size: job.count("train.micro_batch_size").unwrap_or(1),
+        gradient_accumulation_steps: job.count("train.gradient_accumulation_steps").unwrap_or(1),
+        effective_batch: job.effective_batch(),
+        seq_len: job.count("train.seq_len").unwrap_or(0),
+        peak: Levels::default(),
+        uncertainties: Vec::new(),
+        instant: Instant {
+            step: a.at.map_or(-1, |m| m.step),
+            micro_batch: a.at.map_or(0, |m| m.micro_batch),
+            phase: a.at.map_or(String::new(), |m| m.phase.name().to_string()),
+            module: last.map_or(String::new(), |b| modules.name(b.module).to_string()),
+            op: last.map_or(String::new(), |b| b.op.name().to_string()),
+            bytes: last.map_or(0, |b| b.requested),
+            event: a.at_event,
+        },
+        components,
+        modules: module_lines,
+        tensors,
+        phases: a
+            .by_phase()
+            .into_iter()
+            .map(|(p, k)| PhasePeak {
+                phase: p.name().into(),
+                allocated_bytes: k.allocated,
+                reserved_bytes: k.reserved,
+            })
+            .collect(),
+        timeline: Timeline {
+            events: a.events,
+            intervals: a
+                .intervals
+                .iter()
+                .map(|i| Interval {
+                    step: i.mark.step,
+                    micro_batch: i.mark.micro_batch,
+                    phase: i.mark.phase.name(),
+                    at_event: i.mark.at,
+                    peak_allocated_bytes: i.peak.allocated,
+                    end_allocated_bytes: i.end.allocated,
+                    peak_reserved_bytes: i.peak.reserved,
+                })
+                .collect(),
+            curve: a
+                .curve
+                .iter()
+                .map(|p| (p.event, p.allocated, p.reserved))
+                .collect(),
+        },
+        assumptions: job.assumptions(),
+        verdicts: Vec::new(),
+        advice: Vec::new(),
+        unsupported: job.unsupported.clone(),
+        notes: job.notes.clone(),
+    }
+}
+
+/// Parameters of the base model, unpacked and without adapters.
+fn base_count(job: &Job) -> Option<u64> {
+    let (t, c) = job.model_config().ok()?;
+    tonnage_model::arch::build(&t, &c, job.head(), &job.stack())
+        .ok()
+        .map(|b| b.net.param_count())
+}
+
+fn levels(
+    f: &mut Footprint,
+    here: &Device,
+    a: &Analysis,
+    low: Option<(u64, u64)>,
+    high: Option<(u64, u64)>,
+) {
+    let (ol, oe, oh) = here.outside();
+    let e = (a.peak.allocated, a.peak.reserved);
+    let low = low.unwrap_or(e);
+    let high = high.unwrap_or(e);
+    f.peak = Levels {
+        allocated: Range {
+            low: low.0.min(e.0),
+            expected: e.0,
+            high: high.0.max(e.0),
+        },
+        reserved: Range {
+            low: low.1.min(e.1),
+            expected: e.1,
+            high: high.1.max(e.1),
+        },
+        device: Range {
+            low: low.1.min(e.1) + ol,
+            expected: e.1 + oe,
+            high: high.1.max(e.1) + oh,
+        },
+    };
+}
+
+fn shown(v: &Value) -> String {
+    match v {
+        Value::Text(t) => t.clone(),
+        v => v.shown(),
+    }
+}
+
+pub(super) fn with(job: &Job, key: &str, value: &Value) -> Result<Job, Vec<Diagnostic>> {
+    let mut other = job.clone();
+    other
+        .set(
+            key,
+            value.clone(),
+            Origin::Inferred("an alternative of an uncertain setting".into()),
+        )
+        .map_err(|e| vec![Diagnostic::error("bad-value", e)])?;
+    Ok(other)
+}
+
+fn current(job: &Job, key: &str) -> String {
+    if let Some(field) = key.strip_prefix("model.config.") {
+        return job
+            .model_config()
+            .ok()
+            .and_then(|(_, c)| c.get(field).map(|v| v.to_string()))
+            .unwrap_or_else(|| "?".into());
+    }
+    job.get(key).map_or_else(|| "absent".into(), |v| shown(&v))
+}
+
+type Pair = Option<(u64, u64)>;
+
+/// Each uncertain setting alone, then the lowest values of all together, and the highest.
+fn swings(job: &Job, here: &Device, a: &Analysis) -> (Vec<Swing>, Pair, Pair) {
+    let e = (a.peak.allocated, a.peak.reserved);
+    let (mut low_job, mut high_job) = (job.clone(), job.clone());
+    let (mut lowers, mut highers) = (0, 0);
+    let mut extremes: (Pair, Pair) = (None, None);
+    let mut out = Vec::new();
+    for Uncertain { key, values, why } in &job.uncertain {
+        let mut alternatives = Vec::new();
+        let (mut least, mut most) = (e, e);
+        let (mut to_low, mut to_high) = (None, None);
+        for v in values {
+            match with(job, key, v).and_then(|j| run(&j, here)) {
+                Ok((_, b)) => {
+                    let p = (b.peak.allocated, b.peak.reserved);
+                    if p.1 < least.1 {
+                        (least, to_low) = (p, Some(v));
+                    }
+                    if p.1 > most.1 {
+                        (most, to_high) = (p, Some(v));
+                    }
+                    alternatives.push(Alternative {
+                        value: shown(v),
+                        allocated_bytes: Some(p.0),
+                        reserved_bytes: Some(p.1),
+                        unsupported: None,
+                    });
+                }
+                Err(d) => alternatives.push(Alternative {
+                    value: shown(v),
+                    allocated_bytes: None,
+                    reserved_bytes: None,
+                    unsupported: d.first().map(|d| d.message.clone()),
+                }),
+            }
+        }
+        let lean = |target: &mut Job, n: &mut u32, v: Option<&Value>| {
+            if let Some(v) = v
+                && let Ok(j) = with(target, key, v)
+            {
+                *target = j;
+                *n += 1;
+            }
+        };
+        lean(&mut low_job, &mut lowers, to_low);
+        lean(&mut high_job, &mut highers, to_high);
+        let widen = |slot: &mut Pair, p: (u64, u64), less: bool| {
+            let q = slot.unwrap_or(e);
+            *slot = Some(if less {
+                (q.0.min(p.0), q.1.min(p.1))
+            } else {
+                (q.0.max(p.0), q.1.max(p.1))
+            });
+        };
+        widen(&mut extremes.0, least, true);
+        widen(&mut extremes.1, most, false);
+        out.push(Swing {
+            key: key.clone(),
+            why: why.clone(),
+            expected: current(job, key),
+            alternatives,
+            width_bytes: most.1 - least.1,
+            share_pct: 0.0,
+        });
+    }
+    // together they can reach further than each alone
+    for (target, n, slot, less) in [
+        (&low_job, lowers, &mut extremes.0, true),
+        (&high_job, highers, &mut extremes.1, false),
+    ] {
+        if n > 1
+            && let Ok((_, b)) = run(target, here)
+        {
+            let q = slot.unwrap_or(e);
+            let p = (b.peak.allocated, b.peak.reserved);
+            *slot = Some(if less {
+                (q.0.min(p.0), q.1.min(p.1))
+            } else {
+                (q.0.max(p.0), q.1.max(p.1))
+            });
+        }
+    }
+    (out, extremes.0, extremes.1)
+}
+
+fn device_swings(f: &mut Footprint, here: &Device) {
+    for (key, r) in [
+        ("device_context", &here.overhead.context),
+        ("libraries", &here.overhead.libraries),
+    ] {
+        f.uncertainties.push(Swing {
+            key: key.into(),
+            why: r.source.into(),
+            expected: tonnage_units::Bytes(r.expected).to_string(),
+            alternatives: Vec::new(),
+            width_bytes: r.high - r.low,
+            share_pct: 0.0,
+        });
+    }
+    let all: u64 = f.uncertainties.iter().map(|s| s.width_bytes).sum();
+    for s in &mut f.uncertainties {
+        s.share_pct = if all == 0 {
+            0.0
+        } else {
+            100.0 * s.width_bytes as f64 / all as f64
+        };
+    }
+    f.uncertainties
+        .sort_by_key(|s| std::cmp::Reverse(s.width_bytes));
+}
+
+fn verdicts(
+    f: &mut Footprint,
+    job: &Job,
+    here: &Device,
+    stated: bool,
+    sim: &Simulated,
+    a: &Analysis,
+) -> Result<(), Vec<Diagnostic>> {
+    let config = job
+        .allocator()
+        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+    let mut names = job.texts("verdict.gpus");
+    if stated
+        && !names
+            .iter()
+            .any(|n| gpu(n).is_ok_and(|g| g.id == here.gpu.id))
+    {
+        names.insert(0, here.gpu.id.clone());
+    }
+    // the alternatives of what swings most are cases of their own
+    let widest = f
+        .uncertainties
+        .iter()
+        .find(|s| job.uncertain.iter().any(|u| u.key == s.key));
+    let cases: Vec<(String, Job)> = widest
+        .and_then(|s| {
+            job.uncertain
+                .iter()
+                .find(|u| u.key == s.key)
+                .map(|u| (s, u))
+        })
+        .map(|(s, u)| {
+            let name = |v: &str| format!("{} {v}", s.key.rsplit('.').next().unwrap_or(&s.key));
+            std::iter::once((name(&s.expected), job.clone()))
+                .chain(
+                    u.values
+                        .iter()
+                        .filter_map(|v| Some((name(&shown(v)), with(job, &u.key, v).ok()?))),
+                )
+                .collect()
+        })
+        .unwrap_or_else(|| vec![("expected".into(), job.clone())]);
+    for name in names {
+        let d = device(&name)?;
+        let mut row = VerdictRow {
+            gpu: d.gpu.id.clone(),
+            cases: Vec::new(),
+        };
+        for (i, (case, j)) in cases.iter().enumerate() {
+            let v: Verdict = if i == 0 && d.gpu.id == here.gpu.id {
+                verdict(sim, &config, &d, a.peak.reserved)
+            } else {
+                match run(j, &d) {
+                    Ok((s, b)) => verdict(&s, &config, &d, b.peak.reserved),
+                    Err(e) if i == 0 => return Err(e),
+                    // an alternative that cannot be simulated is named among the uncertainties
+                    Err(_) => continue,
+                }
+            };
+            row.cases.push((case.clone(), v));
+        }
+        f.verdicts.push(row);
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Does it fit? The allocator is run again with the card's memory: release of cached blocks, retry and refusal included.
+
+use crate::train::Simulated;
+use serde::Serialize;
+use tonnage_catalog::Gpu;
+use tonnage_catalog::device::{
+    DeviceError, DeviceOverhead, Stack as DeviceStack, Usable, device_overhead, usable,
+};
+use tonnage_sim::alloc::{
+    AllocatorConfig, CachingAllocator, Capacity, MessageContext, OutOfMemory, ProcessMemory,
+    ReplayError, replay,
+};
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// No request had to wait for cached blocks to be given back, in the worst case of the device level either.
+    Fits,
+    /// It runs, but only after cached blocks were given back, or only in the expected case of the device level.
+    Tight,
+    /// A request fails.
+    No,
+}
+
+impl Outcome {
+    /// `fits`, `tight`, `no`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Fits => "fits",
+            Outcome::Tight => "tight",
+            Outcome::No => "no",
+        }
+    }
+}
+
+/// Where a run fails.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// As PyTorch prints it.
+    pub message: String,
+    pub step: i32,
+    pub phase: &'static str,
+    pub module: String,
+    pub requested_bytes: u64,
+}
+
+/// The verdict for one card.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub gpu: String,
+    pub name: String,
+    pub outcome: Outcome,
+    /// What CUDA calls the card's total, expected.
+    pub usable_bytes: u64,
+    /// Of it, what the context and libraries leave to the allocator, expected.
+    pub available_bytes: u64,
+    /// Peaks on this card (where the run fails: so far).
+    pub peak_allocated_bytes: u64,
+    pub peak_reserved_bytes: u64,
+    /// What the allocator would reserve with no limit.
+    pub wanted_reserved_bytes: u64,
+    /// `available_bytes` less the highest reserved without a limit; negative: releases are needed.
+    pub margin_bytes: i64,
+    /// Times the whole cache was given back.
+    pub retries: u64,
+    pub why: String,
+    pub failure: Option<Failure>,
+}
+
+struct Trial {
+    result: Result<(u64, u64), (usize, OutOfMemory, u64, u64)>,
+    retries: u64,
+}
+
+fn trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -> Trial {
+    let mut a = CachingAllocator::new(
+        config.clone(),
+        Some(Capacity {
+            total,
+            free: free.min(total),
+        }),
+    );
+    let out = replay(&sim.timeline.events, &[], &mut a);
+    let retries = a.stats().num_alloc_retries;
+    let result = match out {
+        Ok(r) => Ok((r.peaks.allocated, r.peaks.reserved)),
+        Err(ReplayError::OutOfMemory {
+            event, oom, so_far, ..
+        }) => Err((event, oom, so_far.peaks.allocated, so_far.peaks.reserved)),
+        // events that make no sense are the simulator's defect; a limit cannot cause them
+        Err(_) => Ok((a.stats().allocated.peak, a.stats().reserved.peak)),
+    };
+    Trial { result, retries }
+}
+
+/// The device level of a card, once.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub gpu: Gpu,
+    pub overhead: DeviceOverhead,
+    pub usable: Usable,
+}
+
+impl Device {
+    /// The figures of a card.
+    ///
+    /// # Errors
+    /// The catalog has none for it.
+    pub fn of(gpu: Gpu) -> Result<Device, DeviceError> {
+        let stack = DeviceStack::default();
+        Ok(Device {
+            overhead: device_overhead(&gpu, &stack)?,
+            usable: usable(&gpu, &stack)?,
+            gpu,
+        })
+    }
+    /// Context and libraries, (low, expected, high).
+    pub fn outside(&self) -> (u64, u64, u64) {
+        let (c, l) = (&self.overhead.context, &self.overhead.libraries);
+        (c.low + l.low, c.expected + l.expected, c.high + l.high)
+    }
+}
+
+/// The verdict of a job on a card. `wanted` is the peak reserved without a limit.
+pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wanted: u64) -> Verdict {
+    let (_, outside, outside_high) = device.outside();
+    let total = device.usable.expected;
+    let available = total.saturating_sub(outside);
+    let expected = trial(sim, config, total, available);
+    let (outcome, why, failure, peaks) = match &expected.result {
+        Err((event, oom, allocated, reserved)) => {
+            let failure = failed(sim, *event, oom, outside);
+            (
+                Outcome::No,
+                format!(
+                    "a request fails in {} of step {}",
+                    failure.phase, failure.step
+                ),
+                Some(failure),
+                (*allocated, *reserved),
+            )
+        }
+        Ok(peaks) if expected.retries > 0 => {
+            let n = expected.retries;
+            (
+                Outcome::Tight,
+                format!(
+                    "it runs after cached blocks are given back {n} time{}, which costs time",
+                    if n == 1 { "" } else { "s" }
+                ),
+                None,
+                *peaks,
+            )
+        }
+        Ok(peaks) => {
+            let worst_total = device.usable.low;
+            let worst = trial(
+                sim,
+                config,
+                worst_total,
+                worst_total.saturating_sub(outside_high),
+            );
+            match worst.result {
+                Ok(_) if worst.retries == 0 => (Outcome::Fits, "no request has to wait, in the worst case of the device level either".into(), None, *peaks),
+                Ok(_) => (Outcome::Tight, "in the worst case of the device level, cached blocks must be given back".into(), None, *peaks),
+                Err(_) => (Outcome::Tight, "in the worst case of the device level (larger context and libraries), a request fails".into(), None, *peaks),
+            }
+        }
+    };
+    Verdict {
+        gpu: device.gpu.id.clone(),
+        name: device.gpu.name.clone(),
+        outcome,
+        usable_bytes: total,
+        available_bytes: available,
+        peak_allocated_bytes: peaks.0,
+        peak_reserved_bytes: peaks.1,
+        wanted_reserved_bytes: wanted,
+        margin_bytes: i64::try_from(i128::from(available) - i128::from(wanted)).unwrap_or(i64::MIN),
+        retries: expected.retries,
+        why,
+        failure,
+    }
+}
+
+fn failed(sim: &Simulated, event: usize, oom: &OutOfMemory, outside: u64) -> Failure {
+    let t = &sim.timeline;
+    let mark = t.marks.iter().rev().find(|m| m.at <= event);
+    let owner = t.events.get(event).map_or(0, |e| e.owner >> 12);
+    let process = [ProcessMemory::This {
+        bytes: oom.reserved + outside,
+    }];
+    Failure {
+        message: oom.message(&MessageContext {
+            device: 0,
+            processes: &process,
+            private_pools: 0,
+        }),
+        step: mark.map_or(-1, |m| m.step),
+        phase: mark.map_or("load", |m| m.phase.name()),
+        module: sim.modules.get(owner as usize).cloned().unwrap_or_default(),
+        requested_bytes: oom.requested,
+    }
+}

@@ -1,0 +1,96 @@
+//! CSV (RFC 4180), bytes as whole numbers.
+
+use crate::table::Comparison;
+use tonnage_core::footprint::Footprint;
+
+fn field(t: &str) -> String {
+    if t.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", t.replace('"', "\"\""))
+    } else {
+        t.to_string()
+    }
+}
+
+fn row(out: &mut String, fields: &[&str]) {
+    let fields: Vec<String> = fields.iter().map(|f| field(f)).collect();
+    out.push_str(&fields.join(","));
+    out.push('\n');
+}
+
+/// The lines of a footprint: `kind,name,bytes`, where the components add up to `total,device`.
+pub fn footprint(f: &Footprint) -> String {
+    let mut o = String::new();
+    row(&mut o, &["kind", "name", "bytes"]);
+    for l in &f.components {
+        row(
+            &mut o,
+            &["component", l.component.name(), &l.bytes.to_string()],
+        );
+    }
+    for (name, r) in [
+        ("allocated", f.peak.allocated),
+        ("reserved", f.peak.reserved),
+        ("device", f.peak.device),
+    ] {
+        row(&mut o, &["total", name, &r.expected.to_string()]);
+        row(&mut o, &["low", name, &r.low.to_string()]);
+        row(&mut o, &["high", name, &r.high.to_string()]);
+    }
+    for p in &f.phases {
+        row(
+            &mut o,
+            &["phase_allocated", &p.phase, &p.allocated_bytes.to_string()],
+        );
+        row(
+            &mut o,
+            &["phase_reserved", &p.phase, &p.reserved_bytes.to_string()],
+        );
+    }
+    for m in &f.modules {
+        row(&mut o, &["module", &m.module, &m.bytes.to_string()]);
+    }
+    o
+}
+
+/// A comparison: one row a job.
+pub fn comparison(c: &Comparison) -> String {
+    let mut o = String::new();
+    let components = c.components();
+    let mut head = vec![
+        "job",
+        "peak_allocated",
+        "peak_reserved",
+        "peak_device",
+        "phase",
+    ];
+    head.extend(components.iter().map(|c| c.name()));
+    head.push("error");
+    row(&mut o, &head);
+    for e in &c.entries {
+        let mut fields = vec![e.label.clone()];
+        match &e.footprint {
+            Ok(f) => {
+                fields.extend(
+                    [
+                        f.peak.allocated.expected,
+                        f.peak.reserved.expected,
+                        f.peak.device.expected,
+                    ]
+                    .map(|n| n.to_string()),
+                );
+                fields.push(f.instant.phase.clone());
+                fields.extend(components.iter().map(|c| f.component(*c).to_string()));
+                fields.push(String::new());
+            }
+            Err(why) => {
+                fields.extend(std::iter::repeat_n(String::new(), 4 + components.len()));
+                fields.push(why.clone());
+            }
+        }
+        row(
+            &mut o,
+            &fields.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+    }
+    o
+}

@@ -1,0 +1,338 @@
+//! The command line. The settings of a job are flags by themselves: `tonnage_core::job::SETTINGS` is the list.
+
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use tonnage_core::job::{Kind, SETTINGS};
+use tonnage_units::ByteStyle;
+
+/// Where every byte of GPU memory goes.
+#[derive(Parser, Debug)]
+#[command(
+    name = "tonnage",
+    version,
+    about,
+    after_help = "Examples:\n  tonnage estimate job.toml --gpu rtx-3090\n  tonnage estimate --model gpt2 --seq-len 1024 --batch-size 4\n  tonnage compare job.toml --sweep micro_batch_size=4,8,16\n\nExit status: 0 fits or done, 1 does not fit, 2 usage, 3 bad input, 4 unavailable or not supported, 70 a defect of ours."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Looks.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Units of amounts
+    #[arg(long, global = true, value_enum, default_value_t = Units::Iec)]
+    pub units: Units,
+    /// Only ASCII characters
+    #[arg(long, global = true)]
+    pub ascii: bool,
+    /// Columns of text (default: the terminal's, else 100)
+    #[arg(long, global = true, value_name = "N")]
+    pub width: Option<usize>,
+}
+
+/// `--units`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Units {
+    /// 14.96 GiB
+    Iec,
+    /// 16.06 GB
+    Si,
+    /// 14.96 GiB (16.06 GB)
+    Both,
+}
+
+impl Units {
+    /// The library's word for it.
+    pub fn style(self) -> ByteStyle {
+        match self {
+            Units::Iec => ByteStyle::Iec,
+            Units::Si => ByteStyle::Si,
+            Units::Both => ByteStyle::Both,
+        }
+    }
+}
+
+/// The verbs.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// The memory footprint of a job, and whether it fits a card
+    #[command(
+        after_help = "Examples:\n  tonnage estimate examples/deepseek-qlora.toml\n  tonnage estimate gpt-configs/150M.json --gpu rtx-4090\n  tonnage estimate --model gpt2 --seq-len 1024 --batch-size 4 --precision bf16-mixed --explain saved_activations"
+    )]
+    Estimate(Box<EstimateArgs>),
+    /// Jobs, precisions, batches or lengths side by side
+    #[command(
+        after_help = "Examples:\n  tonnage compare a.toml b.toml\n  tonnage compare gpt-configs/150M.json --sweep batch-size=8,16,32,64\n  tonnage compare job.toml --sweep precision=fp32,bf16-mixed,bf16 --format md"
+    )]
+    Compare(Box<CompareArgs>),
+    /// Scores predictions on recorded runs
+    #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
+    Validate(ValidateArgs),
+    /// The model catalog; --check counts every configuration and compares
+    #[command(after_help = "Examples:\n  tonnage models llama\n  tonnage models --check")]
+    Models(ModelsArgs),
+    /// The GPU catalog
+    #[command(after_help = "Example:\n  tonnage gpus a100")]
+    Gpus(GpusArgs),
+    /// The JSON schema of an output
+    #[command(after_help = "Example:\n  tonnage schema footprint")]
+    Schema(SchemaArgs),
+}
+
+/// `--format` of estimate
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+    Md,
+    Csv,
+    Svg,
+}
+
+/// `--method`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// The simulation
+    Tonnage,
+    /// AGI2's own formula, for comparison
+    Agi2,
+}
+
+/// `--levels`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LevelsProfile {
+    /// AGI2's advice at 4, 8 and 12 GB
+    Agi2,
+}
+
+/// `estimate`
+#[derive(Args, Debug)]
+pub struct EstimateArgs {
+    /// A job: TOML, or one of the JSON and TOML files that other tools use; `-` reads it from standard input
+    pub job: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: SettingFlags,
+    /// The card that the question is about (`tonnage gpus` lists them)
+    #[arg(long, value_name = "ID")]
+    pub gpu: Option<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Show what a line is made of (parameters, saved_activations, ...)
+    #[arg(long, value_name = "LINE")]
+    pub explain: Option<String>,
+    /// Simulate edits and say what each saves (always done where the answer is not "fits")
+    #[arg(long)]
+    pub advice: bool,
+    /// Leave uncertain settings at their expected values
+    #[arg(long)]
+    pub expected_only: bool,
+    /// How the figures are made
+    #[arg(long, value_enum, default_value_t = Method::Tonnage)]
+    pub method: Method,
+    /// Advice levels of another tool
+    #[arg(long, value_enum)]
+    pub levels: Option<LevelsProfile>,
+    /// Print the job as a job file instead
+    #[arg(long)]
+    pub write_job: bool,
+}
+
+/// `compare`
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// Jobs; the first is what the others are compared with
+    pub jobs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub settings: SettingFlags,
+    /// The card that the question is about
+    #[arg(long, value_name = "ID")]
+    pub gpu: Option<String>,
+    /// One job for each value of a setting; given twice, every combination
+    #[arg(long, value_name = "SETTING=A,B,...")]
+    pub sweep: Vec<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = TableFormat::Text)]
+    pub format: TableFormat,
+}
+
+/// `--format` of compare
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    Text,
+    Json,
+    Md,
+    Csv,
+}
+
+/// `--format` of validate, models and gpus
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    Text,
+    Json,
+}
+
+/// `validate`
+#[derive(Args, Debug)]
+pub struct ValidateArgs {
+    /// Recorded runs, a JSON record a line
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
+    /// In text, the rows with the largest errors
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub worst: usize,
+}
+
+/// `models`
+#[derive(Args, Debug)]
+pub struct ModelsArgs {
+    /// Part of an id
+    pub name: Option<String>,
+    /// Count every configuration's parameters and compare with the independent counts
+    #[arg(long)]
+    pub check: bool,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
+}
+
+/// `gpus`
+#[derive(Args, Debug)]
+pub struct GpusArgs {
+    /// Part of an id or name
+    pub name: Option<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
+}
+
+/// `schema`
+#[derive(Args, Debug)]
+pub struct SchemaArgs {
+    /// Which one
+    #[arg(value_enum, default_value_t = SchemaName::Footprint)]
+    pub name: SchemaName,
+}
+
+/// The schemas that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SchemaName {
+    Footprint,
+    Validate,
+}
+
+/// The settings that were given as flags, as (name, value).
+#[derive(Clone, Debug, Default)]
+pub struct SettingFlags {
+    pub given: Vec<(String, String)>,
+}
+
+/// Other tools' flags (AGI2's command line) and what they are here.
+const ALIASES: &[(&str, &str)] = &[
+    ("model-embd", "model.config.n_embd"),
+    ("model-layer", "model.config.n_layer"),
+    ("model-head", "model.config.n_head"),
+    ("model-positions", "model.config.n_positions"),
+    ("vocab-size", "model.config.vocab_size"),
+];
+
+impl Args for SettingFlags {
+    fn augment_args(mut cmd: clap::Command) -> clap::Command {
+        for s in SETTINGS.iter().filter(|s| !s.flag.is_empty()) {
+            let mut help = s.what.to_string();
+            if let Kind::Choice(c) = s.kind {
+                help += &format!(
+                    " [{}]",
+                    c.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+                );
+            }
+            if let Some(d) = s.default {
+                help += &format!(" (default {d})");
+            }
+            let name = match s.kind {
+                Kind::Count(_) | Kind::Number => "N",
+                Kind::Bool => "true|false",
+                Kind::Version => "VERSION",
+                Kind::Texts => "A,B,...",
+                _ => "X",
+            };
+            cmd = cmd.arg(
+                Arg::new(s.key)
+                    .long(s.flag)
+                    .value_name(name)
+                    .help(help)
+                    .help_heading("The job"),
+            );
+        }
+        for (flag, key) in ALIASES {
+            let help = format!("{key} (AGI2's flag)");
+            cmd = cmd.arg(
+                Arg::new(*flag)
+                    .long(*flag)
+                    .value_name("N")
+                    .help(help)
+                    .help_heading("The job")
+                    .hide_short_help(true),
+            );
+        }
+        cmd = cmd.arg(
+            Arg::new("mixed-precision")
+                .long("mixed-precision")
+                .action(ArgAction::SetTrue)
+                .help("fp16 autocast (AGI2's flag)")
+                .help_heading("The job")
+                .hide_short_help(true),
+        );
+        cmd.arg(
+            Arg::new("set")
+                .long("set")
+                .value_name("KEY=VALUE")
+                .action(ArgAction::Append)
+                .help("any setting by its key, also model.config.FIELD")
+                .help_heading("The job"),
+        )
+    }
+    fn augment_args_for_update(cmd: clap::Command) -> clap::Command {
+        Self::augment_args(cmd)
+    }
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(m: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Vec::new();
+        for s in SETTINGS.iter().filter(|s| !s.flag.is_empty()) {
+            if let Some(v) = m.get_one::<String>(s.key) {
+                given.push((s.key.to_string(), v.clone()));
+            }
+        }
+        for (flag, key) in ALIASES {
+            if let Some(v) = m.get_one::<String>(flag) {
+                given.push(((*key).to_string(), v.clone()));
+            }
+        }
+        if m.get_flag("mixed-precision") {
+            given.push(("train.precision".into(), "fp16-mixed".into()));
+        }
+        for pair in m.get_many::<String>("set").unwrap_or_default() {
+            let Some((k, v)) = pair.split_once('=') else {
+                return Err(clap::Error::raw(
+                    clap::error::ErrorKind::ValueValidation,
+                    format!("--set {pair}: KEY=VALUE is expected\n"),
+                ));
+            };
+            given.push((k.trim().into(), v.trim().into()));
+        }
+        Ok(SettingFlags { given })
+    }
+    fn update_from_arg_matches(&mut self, m: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(m)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! `tonnage compare`
+
+use crate::Status;
+use crate::args::{CompareArgs, TableFormat};
+use crate::jobs;
+use crate::output::Output;
+use tonnage_core::footprint::{Options, estimate};
+use tonnage_core::{Diagnostic, Job};
+use tonnage_report::table::{self, Comparison, Entry};
+
+/// More jobs than this are a mistake.
+const MOST: usize = 1000;
+
+pub fn run(a: &CompareArgs, out: &Output) -> Status {
+    let mut jobs: Vec<(String, Job)> = Vec::new();
+    let paths: Vec<Option<&std::path::Path>> = if a.jobs.is_empty() {
+        vec![None]
+    } else {
+        a.jobs.iter().map(|p| Some(p.as_path())).collect()
+    };
+    let several = paths.len() > 1;
+    for p in paths {
+        match jobs::load(p, &a.settings) {
+            Ok(j) => {
+                let label = p
+                    .and_then(|p| p.file_stem())
+                    .map_or_else(|| j.title(), |s| s.to_string_lossy().into_owned());
+                jobs.push((label, j));
+            }
+            Err((bad, status)) => {
+                out.complain(&bad);
+                return status;
+            }
+        }
+    }
+    for s in &a.sweep {
+        jobs = match sweep(&jobs, s, several) {
+            Ok(j) => j,
+            Err(e) => {
+                out.complain(&[Diagnostic::error("bad-sweep", e)]);
+                return Status::Usage;
+            }
+        };
+    }
+    let options = Options {
+        gpu: a.gpu.clone(),
+        advice: false,
+        expected_only: true,
+    };
+    let mut status = Status::Ok;
+    let entries: Vec<Entry> = jobs
+        .into_iter()
+        .map(|(label, job)| {
+            let footprint = estimate(&job, &options)
+                .map(|e| e.footprint)
+                .map_err(|bad| {
+                    status = jobs::status_of(&bad);
+                    bad.first().map_or_else(String::new, |d| d.message.clone())
+                });
+            Entry { label, footprint }
+        })
+        .collect();
+    let answered = entries.iter().any(|e| e.footprint.is_ok());
+    let c = Comparison { entries };
+    out.print(&match a.format {
+        TableFormat::Text => table::text(&c, &out.style),
+        TableFormat::Json => table::json(&c),
+        TableFormat::Md => table::markdown(&c, &out.style),
+        TableFormat::Csv => tonnage_report::csv::comparison(&c),
+    });
+    // a row without an answer says so itself; only a table without any answer is a failure
+    if answered { Status::Ok } else { status }
+}
+
+/// Every job with every value of `setting=a,b,c`.
+fn sweep(jobs: &[(String, Job)], spec: &str, several: bool) -> Result<Vec<(String, Job)>, String> {
+    let (name, values) = spec
+        .split_once('=')
+        .ok_or_else(|| format!("--sweep {spec}: SETTING=A,B,... is expected"))?;
+    let mut out = Vec::new();
+    for (label, job) in jobs {
+        for v in values.split(',').map(str::trim).filter(|v| !v.is_empty()) {
+            let mut j = job.clone();
+            j.set_text(name, v)?;
+            // the swept setting is no longer uncertain
+            j.uncertain.retain(|u| !u.key.ends_with(name));
+            let short = name.rsplit('.').next().unwrap_or(name);
+            let swept_before = label.contains('=');
+            out.push((
+                if several || swept_before {
+                    format!("{label} {short}={v}")
+                } else {
+                    format!("{short}={v}")
+                },
+                j,
+            ));
+            if out.len() > MOST {
+                return Err(format!("more than {MOST} combinations"));
+            }
+        }
+    }
+    if out.is_empty() {
+        Err(format!("--sweep {spec}: no values"))
+    } else {
+        Ok(out)
+    }
+}

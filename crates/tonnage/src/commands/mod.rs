@@ -1,0 +1,7 @@
+//! A file a verb.
+
+pub mod catalog;
+pub mod compare;
+pub mod estimate;
+pub mod schema;
+pub mod validate;

@@ -1,0 +1,13 @@
+//! `tonnage schema`
+
+use crate::Status;
+use crate::args::{SchemaArgs, SchemaName};
+use crate::output::Output;
+
+pub fn run(a: &SchemaArgs, out: &Output) -> Status {
+    out.print(match a.name {
+        SchemaName::Footprint => include_str!("../../../../docs/schema/footprint-1.json"),
+        SchemaName::Validate => include_str!("../../../../docs/schema/validate-1.json"),
+    });
+    Status::Ok
+}
