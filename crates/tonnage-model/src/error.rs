@@ -13,6 +13,13 @@ pub enum ModelError {
     Field { field: String, problem: String },
     #[error("not a valid configuration: {0}")]
     Json(String),
+    /// A mistake in a description file or in its expressions.
+    #[error("description of `{model_type}`, {place}: {problem}")]
+    Description {
+        model_type: String,
+        place: String,
+        problem: String,
+    },
     #[error("{0} is not supported: {1}")]
     Unsupported(String, String),
 }

@@ -6,6 +6,8 @@
 pub mod adapt;
 pub mod arch;
 pub mod common;
+pub mod count;
+pub mod describe;
 pub mod error;
 pub mod layers;
 pub mod net;

@@ -3,6 +3,7 @@
 //! Everything countable comes from here: parameters, the tensor inventory, LoRA targets, what a quantiser replaces, the order of
 //! loading and of the optimizer's list.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use tonnage_sim::Shape;
 use tonnage_units::ScalarType;
@@ -67,7 +68,7 @@ pub struct Module {
     pub kind: Kind,
     pub parent: Option<ModuleId>,
     pub children: Vec<ModuleId>,
-    pub params: Vec<(&'static str, ParamId)>,
+    pub params: Vec<(Cow<'static, str>, ParamId)>,
     pub buffers: Vec<BufferSpec>,
 }
 
@@ -201,23 +202,28 @@ impl NetBuilder {
         self.path.pop();
         r
     }
+    /// Full path of the module being built; empty for the root.
+    pub fn path(&self) -> String {
+        self.net.module(self.here()).name.clone()
+    }
     /// The module being built.
     pub fn id(&self) -> ModuleId {
         self.here()
     }
     /// A parameter of the module being built.
-    pub fn param(&mut self, local: &'static str, shape: &[u64]) -> ParamId {
+    pub fn param(&mut self, local: impl Into<Cow<'static, str>>, shape: &[u64]) -> ParamId {
         self.param_dtype(local, shape, None)
     }
     /// A parameter with a dtype of its own.
     pub fn param_dtype(
         &mut self,
-        local: &'static str,
+        local: impl Into<Cow<'static, str>>,
         shape: &[u64],
         dtype: Option<ScalarType>,
     ) -> ParamId {
+        let local = local.into();
         let id = ParamId(self.net.params.len() as u32);
-        let (name, module) = (self.join(local), self.here());
+        let (name, module) = (self.join(&local), self.here());
         self.net.params.push(ParamSpec {
             name,
             shape: Shape::new(shape),
@@ -230,7 +236,7 @@ impl NetBuilder {
     /// A parameter that is another module's (tied weights).
     pub fn tie(&mut self, local: &'static str, id: ParamId) {
         let m = self.here();
-        self.net.modules[m.0 as usize].params.push((local, id));
+        self.net.modules[m.0 as usize].params.push((local.into(), id));
     }
     /// A device buffer of the module being built.
     pub fn buffer(&mut self, local: &str, shape: &[u64], dtype: Option<ScalarType>) {
