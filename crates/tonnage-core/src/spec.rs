@@ -2,7 +2,7 @@
 
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
-use tonnage_model::{Attention, Stack};
+use tonnage_model::{Attention, Loss, Stack};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -125,6 +125,7 @@ pub struct Spec {
     /// The first N layers (and the embeddings) kept fixed.
     pub freeze: Option<Freeze>,
     pub mask: Mask,
+    pub loss: Loss,
     pub use_cache: bool,
     pub loading: Loading,
     pub device: KernelDevice,

@@ -17,5 +17,5 @@ pub mod stack;
 pub use arch::{Arch, Batch, Built, Output};
 pub use error::ModelError;
 pub use net::{Kind, ModuleId, Net, NetBuilder, ParamId};
-pub use run::{Attention, Run, RunOptions};
+pub use run::{Attention, Loss, Run, RunOptions};
 pub use stack::Stack;

@@ -16,6 +16,16 @@ pub enum Attention {
     FlashAttention2,
 }
 
+/// Which implementation computes the language-model loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loss {
+    /// The model library's own: full logits.
+    #[default]
+    Library,
+    /// Liger's fused linear cross entropy (only the loss is replaced, no other Liger kernel).
+    Liger,
+}
+
 /// The choices that a forward pass depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
@@ -25,6 +35,7 @@ pub struct RunOptions {
     pub use_cache: bool,
     /// Layer-wise non-reentrant checkpointing.
     pub checkpoint: bool,
+    pub loss: Loss,
     pub stack: Stack,
 }
 

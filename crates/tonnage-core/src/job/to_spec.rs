@@ -149,6 +149,11 @@ impl Job {
                 "fp16-mixed" => Precision::Mixed(ScalarType::F16),
                 _ => Precision::Fp32,
             },
+            loss: if self.word("train.loss") == "fused" {
+                tonnage_model::Loss::Liger
+            } else {
+                tonnage_model::Loss::Library
+            },
             attention: match self.word("train.attention").as_str() {
                 "eager" => Attention::Eager,
                 "flash_attention_2" => Attention::FlashAttention2,

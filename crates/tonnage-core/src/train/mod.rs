@@ -41,6 +41,7 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         training: spec.work == Work::Train,
         use_cache: spec.work != Work::Train && spec.use_cache,
         checkpoint: spec.checkpoint,
+        loss: spec.loss,
         stack: spec.stack,
     };
     cx.mark(-1, 0, Phase::Load);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope, Targets};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
-use tonnage_model::{Attention, Stack};
+use tonnage_model::{Attention, Loss, Stack};
 use tonnage_sim::alloc::{AllocatorConfig, CachingAllocator, Peaks, replay};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
@@ -222,6 +222,11 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
             Some(m) => return Err(invalid("config.mask", format!("unknown mask `{m}`"))),
         },
         use_cache: c.get("use_cache").and_then(|v| v.as_bool()).unwrap_or(true),
+        loss: match text(c, "loss") {
+            None => Loss::Library,
+            Some("liger") => Loss::Liger,
+            Some(l) => return Err(invalid("config.loss", format!("unknown loss `{l}`"))),
+        },
         loading: if text(c, "load") == Some("warmup") {
             Loading::Warmup
         } else {

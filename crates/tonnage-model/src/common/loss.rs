@@ -1,6 +1,7 @@
 //! The loss of causal language models (transformers 5.17, src/transformers/loss/loss_utils.py, ForCausalLMLoss).
 
-use crate::run::Run;
+use crate::layers::Linear;
+use crate::run::{Loss, Run};
 use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
@@ -16,6 +17,17 @@ pub fn fixed_cross_entropy(m: &Run, logits: &Tensor, target: &Tensor) -> Tensor 
             ops::div(cx, &sum, items)
         }
     }
+}
+
+/// The head and the loss of a causal model's training call, as the job's loss implementation has them: `(logits, loss)`.
+pub fn head_and_loss(m: &Run, head: &Linear, hidden: &Tensor, labels: Option<&Tensor>) -> (Option<Tensor>, Option<Tensor>) {
+    if let (Loss::Liger, true, Some(labels)) = (m.options.loss, m.training, labels) {
+        let w = m.weight(m.net.module(head.0).params[0].1).clone();
+        return (None, Some(super::liger::causal_lm(m, hidden, &w, labels)));
+    }
+    let logits = head.forward(m, hidden);
+    let loss = labels.map(|l| causal_lm(m, &logits, l));
+    (Some(logits), loss)
 }
 
 /// fp32 logits, labels padded by one and shifted, cross entropy.

@@ -1,6 +1,7 @@
 //! Pieces that many architectures share: mask building, the causal language-model loss.
 
 pub mod attention;
+pub mod liger;
 pub mod loss;
 pub mod mask;
 pub mod mha;
