@@ -86,7 +86,7 @@ fn forward(cx: &Cx, x: &Tensor, w: &Tensor, target: &Tensor, need_x: bool, need_
                 cx.gemm();
                 slice_rows(cx, s, 0, len)
             }
-            None => ops::linear(cx, &part, w, None),
+            None => ops::matmul(cx, &part, &ops::transpose(cx, w, 0, 1)),
         };
         if need_x {
             if out_argument {
