@@ -23,7 +23,7 @@ pub struct Groups {
     /// With decay, then without, each in the model's order.
     pub params: [Vec<Tensor>; 2],
     /// Of each parameter: is it an embedding's weight? 8-bit optimizers keep 32-bit states for those (`create_optimizer`;
-    /// case `llama-trainer-adamw8bit` of torch-trace-own.jsonl).
+    /// case `llama-tiny-trainer-amp_bf16-adamw8bit`).
     pub embedding: Vec<bool>,
 }
 

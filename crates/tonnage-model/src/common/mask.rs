@@ -129,7 +129,7 @@ fn fast_all(m: &Run, bools: &Tensor) {
 }
 
 /// Can SDPA's `is_causal` stand for the mask? 5.x asks twice where the first answer is no (`_ignore_causal_mask_sdpa`;
-/// cases `llama-mask-pad` and `llama-mask-ones` of torch-trace-own.jsonl).
+/// cases `llama-tiny-plain-bf16-sdpa-mask-pad` and its `-tf4.57.6` twin).
 fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
     if m.options.stack.transformers_5() {
         fast_all(m, bools);
@@ -144,7 +144,7 @@ fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
 }
 
 /// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
-/// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above).
+/// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above, with eager attention `llama-tiny-plain-bf16-eager-mask-ones`).
 fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
     let cx = &m.cx;
     let five = m.options.stack.transformers_5();
