@@ -1,11 +1,14 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
+pub mod bert;
+pub mod distilbert;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
 pub mod llama;
 pub mod nanogpt;
 pub mod pose;
+pub mod roberta;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -67,6 +70,9 @@ pub fn build(
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     match model_type {
+        "bert" => bert::build(config, head, stack),
+        "roberta" => roberta::build(config, head, stack),
+        "distilbert" => distilbert::build(config, head),
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),

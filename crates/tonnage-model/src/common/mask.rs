@@ -211,3 +211,23 @@ pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Opti
         }
     }
 }
+
+/// The mask of an encoder that is passed an all-ones [B, S] one: a question to the device, and None under SDPA.
+/// 5.x: masking_utils.py, create_bidirectional_mask; 4.57: modeling_attn_mask_utils.py, _prepare_4d_attention_mask_for_sdpa.
+pub fn bidirectional(m: &Run, mask: Option<&Tensor>) -> Option<Tensor> {
+    let mask = mask?;
+    let all = || {
+        m.cx.empty(OpId::ALL, Shape::new(&[]), ScalarType::Bool)
+    };
+    if m.options.stack.transformers_5() {
+        let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
+        drop(all());
+        drop(bools);
+    } else {
+        let ones = ops::compare_scalar(&m.cx, OpId::EQ, mask);
+        let answer = all();
+        drop(ones);
+        drop(answer);
+    }
+    None
+}

@@ -1,5 +1,6 @@
 //! Pieces that many architectures share: mask building, the causal language-model loss.
 
+pub mod activation;
 pub mod attention;
 pub mod liger;
 pub mod loss;
