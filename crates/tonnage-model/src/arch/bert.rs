@@ -208,9 +208,7 @@ impl Base {
                 for l in &self.layers {
                     x = if m.options.checkpoint && m.training {
                         let (l, m2, mask) = (l.clone(), m.clone(), mask.clone());
-                        m.cx.checkpoint(vec![x], move |_, t| {
-                            l.forward(&m2, &t[0], mask.as_ref())
-                        })
+                        m.cx.checkpoint(vec![x], move |_, t| l.forward(&m2, &t[0], mask.as_ref()))
                     } else {
                         l.forward(m, &x, mask.as_ref())
                     };
@@ -233,16 +231,10 @@ impl Base {
     }
 }
 
-fn embeddings(
-    b: &mut NetBuilder,
-    c: &Config,
-    positions: Positions,
-    stack: &Stack,
-) -> Embeddings {
+fn embeddings(b: &mut NetBuilder, c: &Config, positions: Positions, stack: &Stack) -> Embeddings {
     let d = c.hidden_size;
-    let place = |b: &mut NetBuilder| {
-        Embedding::new(b, "position_embeddings", c.max_position_embeddings, d)
-    };
+    let place =
+        |b: &mut NetBuilder| Embedding::new(b, "position_embeddings", c.max_position_embeddings, d);
     let word = Embedding::new(b, "word_embeddings", c.vocab_size, d);
     // RoBERTa of 5.x registers its positions last
     let early = (positions == Positions::Buffer || !stack.transformers_5()).then(|| place(b));
@@ -289,11 +281,7 @@ fn layer(b: &mut NetBuilder, name: &str, c: &Config, act: Activation) -> Layer {
         });
         let (intermediate, intermediate_dense, act_id) = b.scope("intermediate", |b| {
             let dense = Linear::new(b, "dense", d, c.intermediate_size, true);
-            (
-                b.id(),
-                dense,
-                b.scope("intermediate_act_fn", |b| b.id()),
-            )
+            (b.id(), dense, b.scope("intermediate_act_fn", |b| b.id()))
         });
         let output = residual(b, "output", c.intermediate_size, c);
         Layer {
@@ -400,8 +388,7 @@ impl Layer {
         let cx = &m.cx;
         let heads = |l| common::attention::split_heads(m, l, x, self.head_dim);
         let (q, k, v) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        let (o, w) =
-            common::attention::bidirectional(m, [&q, &k, &v], mask, self.dropout, false);
+        let (o, w) = common::attention::bidirectional(m, [&q, &k, &v], mask, self.dropout, false);
         let o = ops::reshape(cx, &o, x.shape);
         drop(q);
         drop(k);

@@ -230,7 +230,13 @@ impl DistilBert {
     fn embed(&self, m: &Run, ids: &Tensor) -> Tensor {
         let cx = &m.cx;
         let inputs = self.word.forward(m, ids);
-        let positions = ops::slice(cx, &m.buffers[self.embeddings.0 as usize][0], 1, 0, ids.size(1));
+        let positions = ops::slice(
+            cx,
+            &m.buffers[self.embeddings.0 as usize][0],
+            1,
+            0,
+            ids.size(1),
+        );
         let places = self.position.forward(m, &positions);
         let mut x = ops::add(cx, &inputs, &places);
         x = self.norm.forward(m, &x);

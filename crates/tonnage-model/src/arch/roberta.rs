@@ -44,7 +44,12 @@ pub fn build(config: &serde_json::Value, head: Head, stack: &Stack) -> Result<Bu
             let bias = b.param("bias", &[c.vocab_size]);
             let dense = Linear::new(b, "dense", d, d, true);
             let norm = LayerNorm::new(b, "layer_norm", d, true, true);
-            (b.id(), dense, norm, decoder(b, d, c.vocab_size, shared, bias))
+            (
+                b.id(),
+                dense,
+                norm,
+                decoder(b, d, c.vocab_size, shared, bias),
+            )
         });
         return Ok(Built {
             net: b.finish(),
