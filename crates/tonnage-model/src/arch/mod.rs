@@ -6,6 +6,7 @@ pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
 pub mod llama;
+pub mod llama_2024;
 pub mod nanogpt;
 pub mod pose;
 pub mod roberta;
@@ -78,6 +79,7 @@ pub fn build(
         "gpt_per_head" => gpt_per_head::build(config, head),
         "nanogpt" => nanogpt::build(config, head),
         "pose" => pose::build(config, head),
+        "llama" if stack.llama_2024() => llama_2024::build(config, stack),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }
