@@ -1,6 +1,7 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
 pub mod bert;
+pub mod convnext;
 pub mod distilbert;
 pub mod gpt2;
 pub mod gpt_neox;
@@ -9,7 +10,9 @@ pub mod llama;
 pub mod llama_2024;
 pub mod nanogpt;
 pub mod pose;
+pub mod resnet;
 pub mod roberta;
+pub mod timm;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -80,6 +83,8 @@ pub fn build(
         "nanogpt" => nanogpt::build(config, head),
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),
+        "resnet" => resnet::build(config, head),
+        "timm" => timm::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod image;
 pub mod liger;
 pub mod loss;
 pub mod mask;
