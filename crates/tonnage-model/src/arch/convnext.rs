@@ -92,7 +92,10 @@ fn stage(b: &mut NetBuilder, s: &Sizes, i: usize) -> Stage {
         b.scope("downsample", |b| {
             let from = s.widths[i - 1];
             let norm = LayerNorm::new(b, "0", from, true, true);
-            (norm, Conv2d::new(b, "1", from, d, Geometry::new(2, 2, 0), true))
+            (
+                norm,
+                Conv2d::new(b, "1", from, d, Geometry::new(2, 2, 0), true),
+            )
         })
     });
     let blocks = b.scope("blocks", |b| {

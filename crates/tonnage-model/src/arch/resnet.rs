@@ -104,10 +104,7 @@ fn block(
         ];
         (out, convs)
     } else {
-        let convs = vec![
-            (*input, planes, three(stride)),
-            (planes, planes, three(1)),
-        ];
+        let convs = vec![(*input, planes, three(stride)), (planes, planes, three(1))];
         (planes, convs)
     };
     b.scope(name, |b| {

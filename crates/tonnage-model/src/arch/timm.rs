@@ -61,7 +61,8 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
         return Ok(convnext::build(&sizes, c.num_classes));
     }
     let Some(v) = vit(&c.name) else {
-        let known = "vit_{tiny,small,base,large}_patch{16,32}_{224,384}, convnext_{tiny,small,base,large}";
+        let known =
+            "vit_{tiny,small,base,large}_patch{16,32}_{224,384}, convnext_{tiny,small,base,large}";
         return Err(ModelError::field(
             "name",
             format!("unknown timm model `{}`; known: {known}", c.name),

@@ -98,8 +98,7 @@ pub fn max_pool2d(cx: &Cx, x: &Tensor, kernel: u64, stride: u64, padding: u64) -
     let mut n = cx.node(op, &[x]);
     n.save(cx, x);
     let last = suggests_channels_last(x);
-    let size =
-        |i: isize| (x.size(i) + 2 * padding).saturating_sub(kernel) / stride.max(1) + 1;
+    let size = |i: isize| (x.size(i) + 2 * padding).saturating_sub(kernel) / stride.max(1) + 1;
     let shape = Shape::new(&[x.size(0), x.size(1), size(2), size(3)]);
     let y = cx.empty_strided(op, shape, layout(&shape, last), x.dtype);
     let indices = cx.empty_strided(op, shape, layout(&shape, last), ScalarType::I64);
