@@ -111,3 +111,22 @@ fn pose_events() {
 fn pose_records() {
     exact(DEV, "pose-", 12);
 }
+
+#[test]
+fn image_model_events() {
+    for id in [
+        "resnet18-plain-fp32-sgd_momentum-b16",
+        "resnet18-plain-amp_fp16-adamw_foreach-b32",
+        "timm-vit-s-plain-fp32-sgd_momentum-b16",
+        "timm-convnext-t-plain-fp32-sgd_momentum-b16",
+    ] {
+        identical(DEV, id, &format!("traces-own/{id}.jsonl.gz"), &[]);
+    }
+}
+
+#[test]
+fn image_model_records() {
+    exact(DEV, "resnet18-plain", 2);
+    exact(DEV, "resnet50-plain", 2);
+    exact(DEV, "timm-", 4);
+}

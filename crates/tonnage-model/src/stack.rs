@@ -57,4 +57,10 @@ impl Stack {
     pub fn checkpointing_requires_input_grads(&self) -> bool {
         self.transformers_5()
     }
+
+    /// transformers 4.36 to 4.39: rotary tables in every layer, a cache in training too, fp32 logits in the output
+    /// (published rows `fsdpqlora-nb-bnb-13-*`, `ao-galore-*`).
+    pub fn llama_2024(&self) -> bool {
+        self.transformers < Version(4, 40, 0)
+    }
 }

@@ -27,8 +27,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
         for mb in 0..spec.accumulation {
             cx.mark(step, mb, Phase::Input);
             let b = batch::make(spec, cx);
-            let old = held_batch.replace(b.clone());
-            drop(old);
+            if let Some(old) = held_batch.replace(b.clone()) {
+                batch::release(old);
+            }
             cx.mark(step, mb, Phase::Forward);
             let scope = spec
                 .precision

@@ -1,5 +1,6 @@
 //! Scores predictions on recorded runs: one row for each record, metric and part (DESIGN section 7).
 
+pub mod published;
 mod report;
 pub mod torch_run;
 

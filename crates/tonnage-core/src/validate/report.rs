@@ -1,6 +1,6 @@
 //! Rows of all records with their summary: `tonnage.validate/1` (DESIGN section 7).
 
-use super::{Row, torch_run};
+use super::{Row, published, torch_run};
 use crate::error::CoreError;
 use serde::Serialize;
 use serde_json::Value;
@@ -106,14 +106,7 @@ pub fn record_rows(record: &Value) -> Result<Vec<Row>, CoreError> {
     };
     match record["schema"].as_str() {
         Some("torch-run") => Ok(torch_run::rows(record)),
-        Some("published") => {
-            let group = format!("{}/{}", text("kind"), text("confidence"));
-            Ok(not_yet(
-                &text("measured_metric"),
-                &group,
-                record["value_gib"].clone(),
-            ))
-        }
+        Some("published") => Ok(published::rows(record)),
         Some("llamacpp-run") => Ok(not_yet("model_bytes", "?", record["model_bytes"].clone())),
         Some("vllm-run") => Ok(not_yet(
             "weights_bytes",

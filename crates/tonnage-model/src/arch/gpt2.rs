@@ -170,24 +170,6 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config, stack: &Stack) -> Block {
     })
 }
 
-/// `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x^3))).
-fn gelu_new(m: &Run, x: &Tensor) -> Tensor {
-    let cx = &m.cx;
-    let half = ops::mul_scalar(cx, x);
-    let cube = ops::pow_scalar(cx, x);
-    let scaled = ops::mul_scalar(cx, &cube);
-    drop(cube);
-    let sum = ops::add(cx, x, &scaled);
-    drop(scaled);
-    let arg = ops::mul_scalar(cx, &sum);
-    drop(sum);
-    let t = ops::tanh(cx, &arg);
-    drop(arg);
-    let one = ops::add_scalar(cx, &t);
-    drop(t);
-    ops::mul(cx, &half, &one)
-}
-
 impl Block {
     fn attention(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
         let cx = &m.cx;
@@ -261,7 +243,7 @@ impl Block {
     fn mlp(&self, m: &Run, x: &Tensor) -> Tensor {
         // hidden_states is rebound line by line
         let h = self.c_fc.forward(m, x);
-        let a = m.within(self.act_id, || gelu_new(m, &h));
+        let a = m.within(self.act_id, || common::activation::gelu_new(m, &h));
         drop(h);
         let y = self.mlp_proj.forward(m, &a);
         drop(a);

@@ -1,11 +1,18 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
+pub mod bert;
+pub mod convnext;
+pub mod distilbert;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
 pub mod llama;
+pub mod llama_2024;
 pub mod nanogpt;
 pub mod pose;
+pub mod resnet;
+pub mod roberta;
+pub mod timm;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -67,11 +74,17 @@ pub fn build(
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     match model_type {
+        "bert" => bert::build(config, head, stack),
+        "roberta" => roberta::build(config, head, stack),
+        "distilbert" => distilbert::build(config, head),
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),
         "nanogpt" => nanogpt::build(config, head),
         "pose" => pose::build(config, head),
+        "llama" if stack.llama_2024() => llama_2024::build(config, stack),
+        "resnet" => resnet::build(config, head),
+        "timm" => timm::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
     }

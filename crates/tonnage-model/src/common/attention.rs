@@ -2,7 +2,7 @@
 
 use crate::run::{Attention, Run};
 use tonnage_sim::ops::{self, SdpaArgs};
-use tonnage_sim::{ScalarType, Tensor};
+use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// `attention_interface(module, q, k, v, mask, dropout, scaling)` for q [B, H, S, d], k and v [B, K, S, d]; the result is
 /// [B, S, H, d] contiguous. `is_causal` is the module's attribute.
@@ -69,4 +69,44 @@ pub fn eager(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>,
     drop(v);
     drop(w);
     o2
+}
+
+/// The attention of encoders, over q, k and v [B, H, S, d] without a causal mask: the context [B, S, H, d] and, in eager attention,
+/// the probabilities, which the caller's frames keep. `fp32` is whether the eager softmax runs in fp32 whatever the dtype.
+pub fn bidirectional(
+    m: &Run,
+    qkv: [&Tensor; 3],
+    mask: Option<&Tensor>,
+    dropout: f64,
+    fp32: bool,
+) -> (Tensor, Option<Tensor>) {
+    let [q, k, v] = qkv;
+    if m.options.attention != Attention::Eager {
+        return (attend(m, q, k, v, mask, dropout, false), None);
+    }
+    let cx = &m.cx;
+    let raw = ops::matmul(cx, q, &ops::transpose(cx, k, 2, 3));
+    let mut w = ops::mul_scalar(cx, &raw);
+    drop(raw);
+    if let Some(mask) = mask {
+        w = ops::add(cx, &w, mask);
+    }
+    w = if fp32 {
+        let soft = ops::softmax(cx, &w, Some(ScalarType::F32));
+        ops::to_dtype(cx, &soft, q.dtype)
+    } else {
+        ops::softmax(cx, &w, None)
+    };
+    w = ops::dropout(cx, &w, if m.training { dropout } else { 0.0 });
+    let o = ops::matmul(cx, &w, v);
+    let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+    (o2, Some(w))
+}
+
+/// `linear(x).view(B, S, -1, head_dim).transpose(1, 2)`.
+pub fn split_heads(m: &Run, linear: &crate::layers::Linear, x: &Tensor, head_dim: u64) -> Tensor {
+    let y = linear.forward(m, x);
+    let shape = Shape::new(&[y.size(0), y.size(1), y.size(2) / head_dim, head_dim]);
+    let v = ops::view(&m.cx, &y, shape);
+    ops::transpose(&m.cx, &v, 1, 2)
 }

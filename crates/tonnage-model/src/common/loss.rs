@@ -49,3 +49,16 @@ pub fn causal_lm(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
     drop(target);
     loss
 }
+
+/// `CrossEntropyLoss()(logits.view(-1, classes), labels.view(-1))`, as the task heads of encoders have it, in the logits' dtype.
+pub fn cross_entropy(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
+    let cx = &m.cx;
+    let classes = logits.size(-1);
+    let flat = ops::view(
+        cx,
+        logits,
+        Shape::new(&[logits.numel() / classes.max(1), classes]),
+    );
+    let target = ops::view(cx, labels, Shape::new(&[labels.numel()]));
+    ops::cross_entropy(cx, &flat, &target, ops::Reduction::Mean)
+}

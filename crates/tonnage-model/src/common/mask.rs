@@ -2,15 +2,13 @@
 
 use crate::arch::Batch;
 use crate::run::{Attention, Run};
-use tonnage_sim::{Cx, OpId};
 use tonnage_sim::ops;
+use tonnage_sim::{Cx, OpId};
 use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// `torch.arange(S) + past` as [1, S] int64 (5.x: the sum is a new tensor; 4.57: `arange(past, past + S)`).
 pub fn position_ids(m: &Run, s: u64) -> Tensor {
-    let a = m
-        .cx
-        .empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64);
+    let a = m.cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64);
     if !m.options.stack.transformers_5() {
         return ops::unsqueeze(&m.cx, &a, 0);
     }
@@ -34,7 +32,9 @@ fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
     let script = tonnage_sim::kernels::cumsum(b * s, ScalarType::Bool, ScalarType::I64, b == 1)
         .expect("an int64 cumsum is covered");
     let sum = cx
-        .play(OpId::CUMSUM, &script, |_| (shape, shape.contiguous_strides(), ScalarType::I64))
+        .play(OpId::CUMSUM, &script, |_| {
+            (shape, shape.contiguous_strides(), ScalarType::I64)
+        })
         .remove(0);
     drop(ne);
     if !m.options.stack.transformers_5() {
@@ -157,9 +157,20 @@ fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
         drop(raw);
         sum
     };
-    let first = if five { [arange(b), arange(1)] } else { [arange(s), arange(b)] };
-    let then = if five { vec![shifted(), shifted()] } else { vec![arange(1)] };
-    let ones = bools(OpId::FULL, if five { &[] } else { std::slice::from_ref(&s) });
+    let first = if five {
+        [arange(b), arange(1)]
+    } else {
+        [arange(s), arange(b)]
+    };
+    let then = if five {
+        vec![shifted(), shifted()]
+    } else {
+        vec![arange(1)]
+    };
+    let ones = bools(
+        OpId::FULL,
+        if five { &[] } else { std::slice::from_ref(&s) },
+    );
     let causal = bools(OpId::COMPARE, &[s, s]);
     let both = bools(OpId::BITWISE, &[s, s]);
     drop(causal);
@@ -210,4 +221,22 @@ pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Opti
             Some(out)
         }
     }
+}
+
+/// The mask of an encoder that is passed an all-ones [B, S] one: a question to the device, and None under SDPA.
+/// 5.x: masking_utils.py, create_bidirectional_mask; 4.57: modeling_attn_mask_utils.py, _prepare_4d_attention_mask_for_sdpa.
+pub fn bidirectional(m: &Run, mask: Option<&Tensor>) -> Option<Tensor> {
+    let mask = mask?;
+    let all = || m.cx.empty(OpId::ALL, Shape::new(&[]), ScalarType::Bool);
+    if m.options.stack.transformers_5() {
+        let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
+        drop(all());
+        drop(bools);
+    } else {
+        let ones = ops::compare_scalar(&m.cx, OpId::EQ, mask);
+        let answer = all();
+        drop(ones);
+        drop(answer);
+    }
+    None
 }

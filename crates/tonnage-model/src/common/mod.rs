@@ -1,6 +1,8 @@
 //! Pieces that many architectures share: mask building, the causal language-model loss.
 
+pub mod activation;
 pub mod attention;
+pub mod image;
 pub mod liger;
 pub mod loss;
 pub mod mask;

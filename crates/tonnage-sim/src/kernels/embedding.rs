@@ -5,8 +5,8 @@ use tonnage_units::ScalarType;
 /// The gradient of an embedding table `[rows, width]` for `indices` int64 indices.
 ///
 /// Up to 3,072 indices one kernel does it; more are sorted and summed by segments. `grad_contiguous` is
-/// whether the incoming gradient is contiguous (else it is copied first). `padding_idx` changes nothing;
-/// `scale_grad_by_freq` is not covered. Result 0: the table's gradient.
+/// whether the incoming gradient is contiguous (else it is copied first), `indices_contiguous` the same of the
+/// indices (else a copy: BERT's expanded token types). `padding_idx` changes nothing; `scale_grad_by_freq` is not covered. Result 0: the table's gradient.
 ///
 /// Source: PyTorch 2.11, `aten/src/ATen/native/cuda/{Embedding,EmbeddingBackwardKernel}.cu`.
 /// Verified: `tests/fixtures/kernels/embedding.jsonl`.
@@ -16,6 +16,7 @@ pub fn embedding_dense_backward(
     width: u64,
     dtype: ScalarType,
     grad_contiguous: bool,
+    indices_contiguous: bool,
     dev: &KernelDevice,
 ) -> Steps {
     let mut s = Steps::new();
@@ -24,8 +25,17 @@ pub fn embedding_dense_backward(
     } else {
         s.alloc(indices * width * dtype.size())
     };
+    let dense_indices = |s: &mut Steps| {
+        if indices_contiguous {
+            None
+        } else {
+            s.alloc(indices * 8)
+        }
+    };
     if indices <= 3072 {
+        let dense = dense_indices(&mut s);
         s.output(0);
+        s.free(dense);
         s.free(copy);
         return s;
     }
@@ -34,6 +44,7 @@ pub fn embedding_dense_backward(
     let partials = indices / ROWS_PER_PARTIAL + segments;
     let sorted = s.alloc(indices * 8);
     let original = s.alloc(indices * 8);
+    let dense = dense_indices(&mut s);
     let range = s.alloc(indices * 8);
     s.scratch(radix_sort_pairs_temp(indices, 8, 64, dev));
     s.free(range);
@@ -71,6 +82,7 @@ pub fn embedding_dense_backward(
         per_segment,
         num_segments,
         segment_offsets,
+        dense,
         original,
         sorted,
         copy,

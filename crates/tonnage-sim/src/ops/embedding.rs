@@ -29,6 +29,7 @@ pub fn embedding(cx: &Cx, ids: &Tensor, w: &Tensor) -> Tensor {
             table.size(1),
             g.dtype,
             g.is_contiguous(),
+            ids.is_contiguous(),
             &cx.device().kernel,
         );
         let dtype = g.dtype;

@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod conv;
 pub mod embedding;
+pub mod image;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
@@ -19,6 +20,7 @@ pub mod view;
 pub use attention::*;
 pub use conv::*;
 pub use embedding::*;
+pub use image::*;
 pub use loss::*;
 pub use matmul::*;
 pub use norm::*;

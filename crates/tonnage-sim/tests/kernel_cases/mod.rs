@@ -71,6 +71,7 @@ pub fn rule(op: &str, a: &Args, dev: &KernelDevice) -> Steps {
             a.n("d"),
             a.dtype("dtype"),
             !a.flag("strided"),
+            !a.flag("expanded"),
             dev,
         ),
         "layer_norm" => Steps::outputs(3),
