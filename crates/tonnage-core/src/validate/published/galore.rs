@@ -25,6 +25,7 @@ fn spec(r: &Value) -> Result<Spec, Why> {
         o => return Err(format!("optimizer `{o}` is not simulated")),
     };
     Ok(Spec {
+        loss: tonnage_model::Loss::Library,
         work: Work::Train,
         model_type: "llama".into(),
         config: r["arch_params"].clone(),

@@ -41,6 +41,7 @@ fn one(cx: &Cx, config: &Value, cell: &Cell, s: u64) -> Result<(), Why> {
     config["max_position_embeddings"] = POSITIONS.max(s).into();
     let built = arch::build("llama", &config, Head::CausalLm, &stack).map_err(|e| e.to_string())?;
     let options = RunOptions {
+        loss: tonnage_model::Loss::Library,
         dtype: Precision::Pure(ScalarType::BF16).weights(),
         attention: Attention::Sdpa,
         training: true,
