@@ -38,8 +38,8 @@ fn score(rows: &[Row], metric: &str) -> Score {
 
 /// (file, least supported share of the train rows, least exact share of the supported, worst percent) for every byte metric.
 const BUDGETS: &[(&str, f64, f64, f64)] = &[
-    ("torch-trace-dev.jsonl", 0.80, 0.98, 0.1),
-    ("torch-trace-tf457-dev.jsonl", 0.75, 0.95, 0.1),
+    ("torch-trace-dev.jsonl", 0.92, 1.0, 0.0),
+    ("torch-trace-tf457-dev.jsonl", 0.85, 0.98, 0.001),
     ("torch-trace-own.jsonl", 1.0, 1.0, 0.0),
 ];
 
@@ -76,13 +76,13 @@ fn trace(path: &std::path::Path) -> Vec<(bool, u64, u64)> {
     use std::io::Read;
     let mut text = String::new();
     flate2::read::GzDecoder::new(std::fs::File::open(path).expect("trace")).read_to_string(&mut text).expect("gzip text");
-    let events = text.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event a line")).filter(|t| t["ph"] != "end");
+    let events = text.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event a line")).filter(|t| t["ph"] != "end" && t["e"] != "segment_released");
     normal(
         events
             .map(|t| match t["e"].as_str() {
                 Some("a") => (false, t["id"].as_u64().expect("id"), t["req"].as_u64().expect("bytes")),
                 Some("f") => (true, t["id"].as_u64().expect("id"), 0),
-                _ => (false, u64::MAX, 0),
+                e => panic!("unknown event {e:?}"),
             })
             .collect(),
     )
@@ -113,10 +113,11 @@ fn simulated_events_are_those_of_the_traces() {
             sim.timeline
                 .events
                 .iter()
-                .map(|e| match e.kind() {
-                    EventKind::Alloc { id } => (false, id as u64, e.bytes),
-                    EventKind::Free { id } => (true, id as u64, 0),
-                    EventKind::EmptyCache => (false, u64::MAX, 0),
+                // an empty_cache shows in a trace as the segments that it happened to release: the allocator's tests compare those
+                .filter_map(|e| match e.kind() {
+                    EventKind::Alloc { id } => Some((false, id as u64, e.bytes)),
+                    EventKind::Free { id } => Some((true, id as u64, 0)),
+                    EventKind::EmptyCache => None,
                 })
                 .collect(),
         );
