@@ -70,6 +70,8 @@ pub struct Module {
     pub children: Vec<ModuleId>,
     pub params: Vec<(Cow<'static, str>, ParamId)>,
     pub buffers: Vec<BufferSpec>,
+    /// A Linear whose forward is spelled out: `x @ weight.T`, then `+ bias`.
+    pub spelled_out: bool,
 }
 
 /// A model's module tree.
@@ -152,6 +154,7 @@ impl NetBuilder {
             children: vec![],
             params: vec![],
             buffers: vec![],
+            spelled_out: false,
         };
         NetBuilder {
             net: Net {
@@ -195,6 +198,7 @@ impl NetBuilder {
             children: vec![],
             params: vec![],
             buffers: vec![],
+            spelled_out: false,
         });
         self.net.modules[parent.0 as usize].children.push(id);
         self.path.push(id);
@@ -205,6 +209,11 @@ impl NetBuilder {
     /// Full path of the module being built; empty for the root.
     pub fn path(&self) -> String {
         self.net.module(self.here()).name.clone()
+    }
+    /// The module being built is a Linear that computes `x @ weight.T` and adds its bias.
+    pub fn spell_out(&mut self) {
+        let m = self.here();
+        self.net.modules[m.0 as usize].spelled_out = true;
     }
     /// The module being built.
     pub fn id(&self) -> ModuleId {

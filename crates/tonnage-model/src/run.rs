@@ -275,6 +275,10 @@ impl Run {
         let md = self.net.module(id);
         let w = self.weight(md.params[0].1);
         let b = md.params.get(1).map(|(_, p)| self.weight(*p));
+        if md.spelled_out {
+            let y = ops::matmul(&self.cx, x, &ops::transpose(&self.cx, w, 0, 1));
+            return b.map_or_else(|| y.clone(), |b| ops::add(&self.cx, &y, b));
+        }
         match (md.kind, b) {
             (Kind::Conv1d { .. }, Some(b)) => ops::addmm(&self.cx, b, x, w),
             _ => ops::linear(&self.cx, x, w, b),

@@ -115,7 +115,11 @@ pub struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // a deep graph would recurse once a node: take it apart iteratively
+        // function.cpp, deleteNode: own saved tensors first, then the nodes that only this one holds, the last edge first.
+        // A deep graph would recurse once a node: take it apart iteratively.
+        for s in self.saved.get_mut().drain(..) {
+            drop(s);
+        }
         let mut stack: SmallVec<[Edge; 8]> = self.next.get_mut().drain(..).flatten().collect();
         while let Some(e) = stack.pop() {
             if let Some(mut n) = Rc::into_inner(e.node) {
@@ -306,6 +310,12 @@ impl Tensor {
     pub fn grad(&self) -> Option<Tensor> {
         let e = self.edge.as_ref()?;
         self.leaf.then(|| e.node.grad.borrow().clone()).flatten()
+    }
+    /// The last reference goes: its history first, then its storage (c10/core/TensorImpl.cpp, release_resources).
+    pub fn forget(self) {
+        let Tensor { storage, edge, .. } = self;
+        drop(edge);
+        drop(storage);
     }
     /// Takes a leaf's gradient away (`p.grad = None`).
     pub fn take_grad(&self) -> Option<Tensor> {

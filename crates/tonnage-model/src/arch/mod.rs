@@ -3,11 +3,13 @@
 pub mod bert;
 pub mod convnext;
 pub mod distilbert;
+pub mod falcon;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
 pub mod llama;
 pub mod llama_2024;
+pub mod mixtral;
 pub mod nanogpt;
 pub mod pose;
 pub mod resnet;
@@ -77,9 +79,11 @@ pub fn build(
         "bert" => bert::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
         "distilbert" => distilbert::build(config, head),
+        "falcon" => falcon::build(config, head, stack),
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),
+        "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),

@@ -87,7 +87,7 @@ fn packed_mask(m: &Run, b: u64, s: u64) -> Tensor {
 }
 
 /// 5.x without skipping: the boolean causal mask by broadcasting, expanded over the batch (sdpa_mask).
-fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
+pub fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let batches = i64s(OpId::ARANGE, b);
@@ -108,7 +108,7 @@ fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
 }
 
 /// `eager_mask`: 0 and the dtype's minimum instead of booleans (case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-eager`).
-fn additive(m: &Run, mask: Tensor, dtype: ScalarType) -> Tensor {
+pub fn additive(m: &Run, mask: Tensor, dtype: ScalarType) -> Tensor {
     let cx = &m.cx;
     let zero = cx.empty(OpId::SCALAR_TENSOR, Shape::new(&[]), dtype);
     let min = cx.empty(OpId::SCALAR_TENSOR, Shape::new(&[]), dtype);
@@ -145,7 +145,7 @@ fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
 
 /// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
 /// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above, with eager attention `llama-tiny-plain-bf16-eager-mask-ones`).
-fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
+pub fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
     let cx = &m.cx;
     let five = m.options.stack.transformers_5();
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod attention;
 pub mod image;
+pub mod experts;
 pub mod liger;
 pub mod loss;
 pub mod mask;

@@ -135,6 +135,7 @@ ops! {
     INDEX "index",
     INDEX_ADD "index_add",
     GATHER "gather",
+    HISTC "histc",
     SCATTER "scatter",
 }
 

@@ -2,12 +2,12 @@
 
 use super::{SdpaArgs, additive};
 use crate::autograd::Grads;
-use crate::context::Cx;
+use crate::context::{Accumulate, Cx};
 use crate::kernels::safe_softmax as safe_softmax_steps;
 use crate::ops::op::OpId;
 use crate::ops::matmul::batched;
 use crate::ops::{
-    add_, clone_contiguous, dropout, expand, flatten, mul_scalar, to_dtype, transpose, unsqueeze,
+    add, add_, clone_contiguous, dropout, expand, flatten, mul_scalar, to_dtype, transpose, unsqueeze,
 };
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -52,7 +52,12 @@ pub(super) fn math(
         batched(cx, &query, &scaled)
     };
     if let Some(m) = &mask {
-        attn = add_(cx, attn, m);
+        // `attn.add_(mask)`; out of place where a dispatch mode watches
+        attn = if cx.0.accumulate == Accumulate::OutOfPlace {
+            add(cx, &attn, m)
+        } else {
+            add_(cx, attn, m)
+        };
     }
     attn = safe_softmax(cx, &attn);
     attn = dropout(cx, &attn, args.dropout);

@@ -1,0 +1,104 @@
+//! Routed experts: what all mixtures of experts of transformers 5.x run, and the unrouted remains of 4.57's loops.
+
+use crate::run::Run;
+use tonnage_sim::{OpId, ScalarType, Shape, Tensor, ops};
+
+/// `grouped_mm_experts_forward` (transformers 5.17, src/transformers/integrations/moe.py) for `x` [T, D], int64 `ids` [T, k] and
+/// `weights` [T, k]; the parameters are `gate_up` [E, 2I, D] and `down` [E, D, I]. `act` is the activation of the gate.
+/// Nothing here depends on where the router sends a token: all sizes follow from T * k
+/// (case `mixtral-mini-plain-bf16-adamw_foreach-b2-s512`).
+pub fn grouped(
+    m: &Run,
+    x: &Tensor,
+    ids: &Tensor,
+    weights: &Tensor,
+    gate_up: &Tensor,
+    down: &Tensor,
+    act: impl Fn(&Tensor) -> Tensor,
+) -> Tensor {
+    let cx = &m.cx;
+    let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
+    let n = tokens * k;
+    let sample_weights = ops::reshape(cx, weights, Shape::new(&[n]));
+    let flat = ops::reshape(cx, ids, Shape::new(&[n]));
+    let (sorted, perm) = ops::sort(cx, &flat);
+    let rows = ops::plain(cx, OpId::DIV, &perm, ScalarType::I64);
+    let selected = ops::index(cx, x, 0, &[&rows]);
+    drop(rows);
+    let weights_g = ops::index(cx, &sample_weights, 0, &[&perm]);
+    let counted = ops::plain(cx, OpId::TO_COPY, &sorted, ScalarType::I32);
+    let experts = gate_up.size(0);
+    let per_expert = cx.empty(OpId::HISTC, Shape::new(&[experts]), ScalarType::I32);
+    let steps = tonnage_sim::kernels::cumsum(experts, ScalarType::I32, ScalarType::I32, true)
+        .expect("an int32 cumsum is covered");
+    let offsets = cx
+        .play(OpId::CUMSUM, &steps, |_| {
+            let s = per_expert.shape;
+            (s, s.contiguous_strides(), ScalarType::I32)
+        })
+        .remove(0);
+    let flags = ops::compare_scalar(cx, OpId::COMPARE, &sorted);
+    let sentinel = ops::unsqueeze(cx, &flags, -1);
+    drop(flags);
+    let selected = ops::masked_fill_(cx, selected, &sentinel);
+    let product = |x: &Tensor, w: &Tensor| {
+        let w = ops::transpose(cx, w, -2, -1);
+        let x = ops::to_dtype(cx, x, w.dtype);
+        ops::grouped_mm(cx, &x, &w, &offsets)
+    };
+    let mut out = product(&selected, gate_up);
+    out = ops::masked_fill(cx, &out, &sentinel);
+    out = {
+        let parts = ops::chunk(cx, &out, 2, -1);
+        let (gate, up) = (parts[0].clone(), parts[1].clone());
+        drop(parts);
+        let a = act(&gate);
+        let y = ops::mul(cx, &a, &up);
+        drop(a);
+        y
+    };
+    out = product(&out, down);
+    out = ops::masked_fill(cx, &out, &sentinel);
+    let mut weighted = ops::mul(cx, &out, &ops::unsqueeze(cx, &weights_g, -1));
+    let inverse = ops::plain(cx, OpId::ZEROS_LIKE, &perm, ScalarType::I64);
+    drop(cx.empty(OpId::ARANGE, Shape::new(&[n]), ScalarType::I64));
+    weighted = ops::index(cx, &weighted, 0, &[&inverse]);
+    let wide = ops::view(cx, &weighted, Shape::new(&[tokens, k, width]));
+    let sum = ops::sum(cx, &wide, &[1], false);
+    drop(wide);
+    let y = ops::to_dtype(cx, &sum, x.dtype);
+    drop(sample_weights);
+    drop(flat);
+    drop(sorted);
+    drop(perm);
+    drop(selected);
+    drop(weights_g);
+    drop(counted);
+    drop(per_expert);
+    drop(offsets);
+    drop(sentinel);
+    drop(out);
+    drop(inverse);
+    drop(weighted);
+    drop(sum);
+    y
+}
+
+/// 4.57's loop over the experts that were hit, on a device whose kernels do nothing: the router's choice is never written, no
+/// expert counts as hit, and none runs. A recorded run without a GPU shows this and so does this model; on a real card each expert
+/// that gets tokens adds its own activations and gradients
+/// (case `mixtral-mini-plain-bf16-adamw_foreach-b2-s512-tf4.57.6`). `ids` is [T, k]; the result is the one-hot mask.
+pub fn unrouted(m: &Run, ids: &Tensor, experts: u64) -> Tensor {
+    let cx = &m.cx;
+    let (t, k) = (ids.size(0), ids.size(1));
+    let hot = cx.empty(OpId::ONE_HOT, Shape::new(&[t, k, experts]), ScalarType::I64);
+    let mask = ops::permute(cx, &hot, &[2, 1, 0]);
+    drop(hot);
+    let counts = ops::sum(cx, &mask, &[-1, -2], false);
+    let hit = ops::compare_scalar(cx, OpId::COMPARE, &counts);
+    drop(counts);
+    let steps = tonnage_sim::kernels::nonzero(experts, 1, 0, &cx.device().kernel);
+    cx.play(OpId::NE, &steps, |_| (ids.shape, ids.strides, ScalarType::I64));
+    drop(hit);
+    mask
+}
