@@ -107,11 +107,7 @@ fn linear(b: &mut NetBuilder, name: &str, input: u64, output: u64, bias: bool) -
 }
 
 /// From configuration fields.
-pub fn build(
-    config: &serde_json::Value,
-    _head: Head,
-    stack: &Stack,
-) -> Result<Built, ModelError> {
+pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let mut c: Config = fields(config)?;
     let h = c.num_attention_heads;
     if h == 0 || c.hidden_size % h != 0 {
@@ -423,11 +419,7 @@ fn alibi(m: &Run, mask: &Tensor, heads: u64, dtype: ScalarType) -> Tensor {
     let positions = ops::plain(cx, OpId::MUL, &less, ScalarType::I64);
     drop(less);
     let low_slopes = make(OpId::TO_COPY, heads, ScalarType::BF16);
-    let bias = cx.empty(
-        OpId::MUL,
-        Shape::new(&[b * heads, 1, s]),
-        ScalarType::BF16,
-    );
+    let bias = cx.empty(OpId::MUL, Shape::new(&[b * heads, 1, s]), ScalarType::BF16);
     drop(low_slopes);
     let out = ops::to_dtype(cx, &bias, dtype);
     drop(base);
@@ -568,9 +560,10 @@ impl Arch for Falcon {
             let mut ones = None;
             let mut bias = None;
             if self.c.alibi {
-                let mask = batch.attention_mask.clone().unwrap_or_else(|| {
-                    cx.empty(OpId::FULL, Shape::new(&[b, s]), ScalarType::I64)
-                });
+                let mask = batch
+                    .attention_mask
+                    .clone()
+                    .unwrap_or_else(|| cx.empty(OpId::FULL, Shape::new(&[b, s]), ScalarType::I64));
                 bias = Some(alibi(m, &mask, heads, emb.dtype));
                 ones = Some(mask);
             }

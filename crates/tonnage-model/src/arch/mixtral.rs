@@ -89,11 +89,7 @@ struct Mixtral {
 }
 
 /// From configuration fields.
-pub fn build(
-    config: &serde_json::Value,
-    _head: Head,
-    stack: &Stack,
-) -> Result<Built, ModelError> {
+pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     let (h, kv) = (c.num_attention_heads, c.num_key_value_heads);
     if h == 0 || (c.head_dim.is_none() && c.hidden_size % h != 0) {
@@ -111,7 +107,10 @@ pub fn build(
     if c.num_experts_per_tok == 0 || c.num_experts_per_tok > c.num_local_experts {
         return Err(ModelError::field(
             "num_experts_per_tok",
-            format!("{} of {} experts", c.num_experts_per_tok, c.num_local_experts),
+            format!(
+                "{} of {} experts",
+                c.num_experts_per_tok, c.num_local_experts
+            ),
         ));
     }
     let (c, five) = (Rc::new(c), stack.transformers_5());

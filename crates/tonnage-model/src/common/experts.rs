@@ -98,7 +98,9 @@ pub fn unrouted(m: &Run, ids: &Tensor, experts: u64) -> Tensor {
     let hit = ops::compare_scalar(cx, OpId::COMPARE, &counts);
     drop(counts);
     let steps = tonnage_sim::kernels::nonzero(experts, 1, 0, &cx.device().kernel);
-    cx.play(OpId::NE, &steps, |_| (ids.shape, ids.strides, ScalarType::I64));
+    cx.play(OpId::NE, &steps, |_| {
+        (ids.shape, ids.strides, ScalarType::I64)
+    });
     drop(hit);
     mask
 }
