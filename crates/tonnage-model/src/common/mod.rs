@@ -2,8 +2,8 @@
 
 pub mod activation;
 pub mod attention;
-pub mod image;
 pub mod experts;
+pub mod image;
 pub mod liger;
 pub mod loss;
 pub mod mask;
