@@ -11,6 +11,7 @@ pub mod describe;
 pub mod error;
 pub mod layers;
 pub mod net;
+pub mod readers;
 pub mod run;
 pub mod stack;
 

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 
 /// Most modules of one model; the largest published one (93 layers of 896 experts) has 340,000.
 pub const MAX_MODULES: usize = 600_000;
+/// Most lines registered: blocks within blocks multiply.
+const MAX_STEPS: usize = 4_000_000;
 /// Most repetitions of one block.
 const MAX_EACH: u64 = 100_000;
 /// Deepest nesting of blocks.
@@ -50,6 +52,8 @@ struct State {
     active: Vec<Option<(u64, u64)>>,
     names: HashMap<String, ParamId>,
     modules: usize,
+    /// Lines registered so far.
+    steps: usize,
     depth: u32,
     class: Class,
     share: Option<(u64, u64)>,
@@ -133,6 +137,7 @@ fn tree(scope: &Scope, block: &str) -> Result<(Net, State), ModelError> {
         active: vec![],
         names: HashMap::new(),
         modules: 0,
+        steps: 0,
         depth: 0,
         class: Class::Other,
         share: None,
@@ -171,6 +176,10 @@ impl State {
     ) -> Result<(), ModelError> {
         if !e.when.as_ref().map_or(Ok(true), |w| scope.condition(w))? {
             return Ok(());
+        }
+        self.steps += 1;
+        if self.steps > MAX_STEPS {
+            return Err(scope.fault("blocks", "too many lines: a block repeats itself"));
         }
         let outer = (self.class, self.share);
         self.class = match e.class {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 /// Deepest chain of fields that depend on one another.
-const MAX_CHAIN: u32 = 64;
+const MAX_CHAIN: u32 = 16;
 /// Longest list that an expression may walk.
 const MAX_LIST: usize = 100_000;
 
@@ -227,12 +227,17 @@ impl<'a> Scope<'a> {
             Node::Int(i) => Value::Int(*i),
             Node::Float(x) => Value::Float(*x),
             Node::Text(s) => Value::Text(s),
-            Node::List(items) => Value::List(Rc::new(
-                items
+            Node::List(items) => {
+                let items = items
                     .iter()
                     .map(|i| self.node(i))
-                    .collect::<Result<_, _>>()?,
-            )),
+                    .collect::<Result<Vec<_>, _>>()?;
+                // comparing lists of lists of lists multiplies
+                if items.iter().any(|i| i.items().is_some()) {
+                    return Err("a list holds single values".to_string().into());
+                }
+                Value::List(Rc::new(items))
+            }
             Node::Name(name) => self.name(name)?,
             Node::Member(of, field) => match self.node(of)? {
                 Value::Json(Json::Object(o)) => o.get(field).map_or(Value::Null, Value::from_json),
