@@ -6,7 +6,8 @@ use tonnage_catalog::{CountBasis, models};
 use tonnage_model::arch::{self, Head};
 use tonnage_model::count::{Check, Known, check, count};
 use tonnage_model::describe::{self, Class, registry};
-use tonnage_model::{ModelError, Stack};
+use tonnage_model::{ModelError, Net, Stack};
+use tonnage_sim::Shape;
 
 /// The whole table, counted once for all tests here.
 fn checked() -> &'static Check {
@@ -105,13 +106,34 @@ fn described_and_coded_architectures_agree() {
     let mut compared = 0;
     for m in models() {
         let config: Value = serde_json::from_str(m.config()).unwrap();
-        if let Ok(built) = arch::build(m.model_type, &config, Head::Default, &stack) {
+        let class = config["architectures"][0].as_str().unwrap_or_default();
+        let head = if class.ends_with("ForMaskedLM") {
+            Head::MaskedLm
+        } else {
+            Head::Default
+        };
+        if let Ok(built) = arch::build(m.model_type, &config, head, &stack) {
             let c = count(&config).unwrap();
             assert_eq!(built.net.param_count(), c.total, "{}", m.id);
             compared += 1;
         }
     }
     assert!(compared >= 80, "only {compared}");
+    let gpt = |bias: bool| json!({"vocab_size": 65, "block_size": 16, "n_embd": 24, "n_head": 3, "n_layer": 2, "dropout": 0.2, "bias": bias});
+    let tensors = |net: &Net| -> (Vec<String>, Vec<String>) {
+        let text = |name: &str, shape: &Shape| format!("{name} {:?}", shape.dims());
+        let mut buffers = Vec::new();
+        for m in net.preorder() {
+            buffers.extend(
+                net.module(m)
+                    .buffers
+                    .iter()
+                    .map(|b| text(&b.name, &b.shape)),
+            );
+        }
+        let params = net.param_order().into_iter().map(|p| net.param(p));
+        (params.map(|p| text(&p.name, &p.shape)).collect(), buffers)
+    };
     for (t, config) in [
         (
             "nanogpt",
@@ -121,10 +143,12 @@ fn described_and_coded_architectures_agree() {
             "nanogpt",
             json!({"vocab": 50304, "block": 1024, "layers": 12, "heads": 12, "dim": 768}),
         ),
+        ("gpt_per_head", gpt(false)),
+        ("gpt_per_head", gpt(true)),
     ] {
         let built = arch::build(t, &config, Head::Default, &stack).unwrap();
         let d = describe::build(&describe::find(t).unwrap(), &config).unwrap();
-        assert_eq!(built.net.param_count(), d.net.param_count());
+        assert_eq!(tensors(&built.net), tensors(&d.net), "{t}");
     }
 }
 
