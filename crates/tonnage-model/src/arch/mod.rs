@@ -14,6 +14,7 @@ pub mod nanogpt;
 pub mod pose;
 pub mod resnet;
 pub mod roberta;
+pub mod vit;
 pub mod timm;
 
 use crate::error::ModelError;
@@ -77,6 +78,7 @@ pub fn build(
 ) -> Result<Built, ModelError> {
     match model_type {
         "bert" => bert::build(config, head, stack),
+        "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
         "distilbert" => distilbert::build(config, head),
         "falcon" => falcon::build(config, head, stack),
