@@ -111,6 +111,18 @@ pub static SETTINGS: &[Setting] = &[
         "configuration fields in place of a file, or on top of it",
     ),
     s(
+        "model.dtype",
+        "dtype",
+        Kind::Choice(&[
+            ("fp32", "float32"),
+            ("bf16", "bfloat16"),
+            ("fp16", "float16"),
+        ]),
+        None,
+        &["torch_dtype"],
+        "the type of the stored weights, where the precision does not say it (bf16 weights under autocast)",
+    ),
+    s(
         "model.head",
         "head",
         Kind::Choice(&[

@@ -8,7 +8,7 @@ use tonnage_model::adapt::target::Targets;
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
-use tonnage_model::{Attention, Stack};
+use tonnage_model::{Attention, LossKind, Stack};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -149,10 +149,16 @@ impl Job {
                 "fp16-mixed" => Precision::Mixed(ScalarType::F16),
                 _ => Precision::Fp32,
             },
+            weights: match self.word("model.dtype").as_str() {
+                "fp32" => Some(ScalarType::F32),
+                "bf16" => Some(ScalarType::BF16),
+                "fp16" => Some(ScalarType::F16),
+                _ => None,
+            },
             loss: if self.word("train.loss") == "fused" {
-                tonnage_model::Loss::Liger
+                LossKind::Fused
             } else {
-                tonnage_model::Loss::Library
+                LossKind::Library
             },
             attention: match self.word("train.attention").as_str() {
                 "eager" => Attention::Eager,
