@@ -100,6 +100,8 @@ pub struct Spec {
     pub config: serde_json::Value,
     pub head: Head,
     pub precision: Precision,
+    /// Weights in another type than the precision's, e.g. bf16 under autocast.
+    pub weights: Option<ScalarType>,
     pub attention: Attention,
     pub batch: u64,
     /// Tokens, frames or positions a sample; 0 where the model has none (images).

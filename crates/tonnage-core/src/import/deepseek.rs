@@ -115,6 +115,11 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         );
     }
     i.say(
+        "model.dtype",
+        "bf16",
+        "what is not quantised is loaded in the checkpoint's type",
+    );
+    i.say(
         "train.loading",
         "device_map",
         "4-bit weights are loaded with a device map",

@@ -288,6 +288,14 @@ pub static SETTINGS: &[Setting] = &[
         "the attention mask of the batch",
     ),
     s(
+        "train.loading",
+        "load",
+        Kind::Choice(&[("to", ""), ("device_map", "warmup")]),
+        Some("to"),
+        &[],
+        "weights by model.to(device), or by from_pretrained(device_map=...)",
+    ),
+    s(
         "train.steps",
         "steps",
         Kind::Count(1),
@@ -378,14 +386,6 @@ pub static SETTINGS: &[Setting] = &[
         Some("true"),
         &[],
         "prepare_model_for_kbit_training: what is not quantised becomes fp32",
-    ),
-    s(
-        "train.loading",
-        "load",
-        Kind::Choice(&[("to", ""), ("device_map", "warmup")]),
-        Some("to"),
-        &[],
-        "weights by model.to(device), or by from_pretrained(device_map=...)",
     ),
     s(
         "allocator.conf",

@@ -8,7 +8,7 @@ use tonnage_model::adapt::target::Targets;
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
-use tonnage_model::{Attention, LossKind, Stack};
+use tonnage_model::{Attention, Loss, Stack};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -156,9 +156,9 @@ impl Job {
                 _ => None,
             },
             loss: if self.word("train.loss") == "fused" {
-                LossKind::Fused
+                Loss::Liger
             } else {
-                LossKind::Library
+                Loss::Library
             },
             attention: match self.word("train.attention").as_str() {
                 "eager" => Attention::Eager,

@@ -9,7 +9,9 @@ mod trainer;
 use crate::error::CoreError;
 use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
-use tonnage_model::{Run, RunOptions, arch};
+use tonnage_model::adapt::{Quant, quant};
+use tonnage_model::net::{Net, ParamSpec};
+use tonnage_model::{Loss, Run, RunOptions, arch};
 use tonnage_sim::OpId;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
@@ -31,12 +33,21 @@ pub struct Simulated {
     pub managed_bytes: u64,
 }
 
+/// Architectures whose forward passes take a fused loss here.
+const FUSED_LOSS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"];
+
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let built = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack)?;
+    if spec.loss != Loss::Library && !FUSED_LOSS.contains(&spec.model_type.as_str()) {
+        return Err(CoreError::Unsupported(format!(
+            "the fused loss with model_type `{}`",
+            spec.model_type
+        )));
+    }
     let cx = Cx::new(DeviceModel { kernel: spec.device }, spec.accumulate);
     let options = RunOptions {
-        dtype: spec.precision.weights(),
+        dtype: spec.weights.unwrap_or(spec.precision.weights()),
         attention: spec.attention,
         training: spec.work == Work::Train,
         use_cache: spec.work != Work::Train && spec.use_cache,
@@ -47,20 +58,10 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     cx.mark(-1, 0, Phase::Load);
     if spec.loading == Loading::Warmup {
         // transformers' caching_allocator_warmup: one fp16 block of the model's bytes, given back at once
-        let n: u64 = built
-            .net
-            .params
-            .iter()
-            .map(|p| p.shape.numel() * p.dtype.unwrap_or(options.dtype).size())
-            .sum::<u64>()
-            + built
-                .net
-                .modules
-                .iter()
-                .flat_map(|m| &m.buffers)
-                .map(|b| b.shape.numel() * b.dtype.unwrap_or(options.dtype).size())
-                .sum::<u64>();
-        drop(cx.raw(OpId::LOAD, n / 2 * 2));
+        drop(cx.raw(
+            OpId::LOAD,
+            warmup_bytes(spec, &built.net, options.dtype) / 2 * 2,
+        ));
     }
     let mut run = Run::new(&cx, built.net, options);
     let param_count = adapt::load(spec, &cx, &mut run)?;
@@ -93,6 +94,29 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         buffer_bytes,
         managed_bytes,
     })
+}
+
+/// Bytes that transformers reserves ahead of loading (5.17, modeling_utils.py, get_total_byte_count): a weight that is going to be
+/// packed counts with its packed size (quantizer_bnb_4bit.py, quantizer_bnb_8bit.py, param_element_size).
+fn warmup_bytes(spec: &Spec, net: &Net, dtype: ScalarType) -> u64 {
+    let mut packed = vec![false; net.params.len()];
+    if spec.quant.is_some() {
+        for id in quant::replaced(net, &spec.quant_scope) {
+            if let Some(p) = net.find(id, "weight") {
+                packed[p.0 as usize] = true;
+            }
+        }
+    }
+    let param = |(p, packed): (&ParamSpec, &bool)| match (spec.quant, packed) {
+        (Some(Quant::FourBit { .. }), true) => p.shape.numel() / 2,
+        (Some(Quant::Int8 { .. }), true) => p.shape.numel(),
+        _ => p.shape.numel() * p.dtype.unwrap_or(dtype).size(),
+    };
+    let buffers = net.modules.iter().flat_map(|m| &m.buffers);
+    net.params.iter().zip(&packed).map(param).sum::<u64>()
+        + buffers
+            .map(|b| b.shape.numel() * b.dtype.unwrap_or(dtype).size())
+            .sum::<u64>()
 }
 
 /// The scalar type of token ids.

@@ -173,6 +173,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         },
         precision: precision(p)
             .ok_or_else(|| invalid("config.precision", format!("unknown precision `{p}`")))?,
+        weights: None,
         attention: match text(c, "attn").unwrap_or("sdpa") {
             "sdpa" => Attention::Sdpa,
             "eager" => Attention::Eager,

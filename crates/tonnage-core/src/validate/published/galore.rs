@@ -26,6 +26,7 @@ fn spec(r: &Value) -> Result<Spec, Why> {
     };
     Ok(Spec {
         loss: tonnage_model::Loss::Library,
+        weights: None,
         work: Work::Train,
         model_type: "llama".into(),
         config: r["arch_params"].clone(),
