@@ -4,27 +4,21 @@ use crate::Status;
 use crate::args::{GpusArgs, ListFormat, ModelsArgs};
 use crate::output::Output;
 use tonnage_catalog::device::{Stack, device_overhead, usable};
-use tonnage_catalog::{CountBasis, Gpus, models as all_models};
-use tonnage_model::arch::{Head, build};
+use tonnage_catalog::{Gpus, models as all_models};
+use tonnage_model::ModelError;
+use tonnage_model::count::{Check, Known, check, count};
 use tonnage_report::json;
 use tonnage_units::{Bytes, Count};
 
 /// Parameters counted from the configuration; the reason where they cannot be.
 fn counted(m: &tonnage_catalog::Model) -> Result<u64, String> {
     let config: serde_json::Value = serde_json::from_str(m.config()).map_err(|e| e.to_string())?;
-    build(
-        m.model_type,
-        &config,
-        Head::Default,
-        &tonnage_model::Stack::default(),
-    )
-    .map(|b| b.net.param_count())
-    .map_err(|e| e.to_string())
+    count(&config).map(|c| c.total).map_err(|e| e.to_string())
 }
 
 pub fn models(a: &ModelsArgs, out: &Output) -> Status {
     if a.check {
-        return check(a, out);
+        return check_all(a, out);
     }
     let part = a.name.clone().unwrap_or_default().to_lowercase();
     let list: Vec<_> = all_models()
@@ -74,66 +68,59 @@ pub fn models(a: &ModelsArgs, out: &Output) -> Status {
 }
 
 /// Counts every configuration and compares with what is known independently of it.
-fn check(a: &ModelsArgs, out: &Output) -> Status {
-    let (mut equal, mut differ, mut apart, mut not) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for m in all_models() {
-        match (counted(m), m.known_count()) {
-            (Err(e), _) => not.push((m.id, e)),
-            (Ok(n), None) => apart.push((m.id, n)),
-            (Ok(n), Some(k)) => {
-                // the element total of a checkpoint may hold a named surplus
-                let same = n == k.count
-                    || (k.basis == CountBasis::CheckpointWithSurplus && m.params_exact == Some(n));
-                if same {
-                    equal.push((m.id, n))
-                } else {
-                    differ.push((m.id, n, k.count))
-                }
-            }
+fn check_all(a: &ModelsArgs, out: &Output) -> Status {
+    let c: Check = check(all_models().iter().map(|m| {
+        Known {
+            id: m.id,
+            config: m.config(),
+            count: m
+                .known_count()
+                .map(|k| (k.count, m.params_basis.unwrap_or_default())),
         }
-    }
+    }));
+    let different: Vec<_> = c.known.iter().filter(|r| !r.equal).collect();
+    let row = |r: &tonnage_model::count::CheckRow| {
+        serde_json::json!({
+            "id": r.id, "model_type": r.model_type, "counted": r.counted.as_ref().ok(),
+            "error": r.counted.as_ref().err().map(ToString::to_string), "known": r.known, "equal": r.equal,
+        })
+    };
     if a.format == ListFormat::Json {
-        let name = |l: &[(&str, u64)]| {
-            l.iter()
-                .map(|(i, n)| serde_json::json!({"id": i, "counted": n}))
-                .collect::<Vec<_>>()
-        };
         out.print(&json::pretty(&serde_json::json!({
             "schema": "tonnage.models-check/1",
-            "equal": name(&equal),
-            "different": differ.iter().map(|(i, n, k)| serde_json::json!({"id": i, "counted": n, "known": k})).collect::<Vec<_>>(),
-            "no_independent_count": name(&apart),
-            "not_counted": not.iter().map(|(i, e)| serde_json::json!({"id": i, "why": e})).collect::<Vec<_>>(),
+            "known": c.known.iter().map(row).collect::<Vec<_>>(),
+            "no_independent_count": c.unknown.iter().map(row).collect::<Vec<_>>(),
         })));
     } else {
         let mut t = format!(
-            "{} configurations: {} equal to an independent count, {} different, {} without one, {} not counted.\n",
-            all_models().len(),
-            equal.len(),
-            differ.len(),
-            apart.len(),
-            not.len()
+            "{} configurations: {} of {} equal to an independent count, {} without one.\n",
+            c.known.len() + c.unknown.len(),
+            c.known.len() - different.len(),
+            c.known.len(),
+            c.unknown.len()
         );
-        for (id, n, k) in &differ {
+        let show = |n: &Result<u64, _>| {
+            n.as_ref()
+                .map_or_else(|e: &ModelError| e.to_string(), |n| Count(*n).grouped())
+        };
+        for r in &different {
+            let known = r.known.map_or_else(|| "-".into(), |k| Count(k).grouped());
             t.push_str(&format!(
-                "  different: {id}: {} counted, {} known\n",
-                Count(*n).grouped(),
-                Count(*k).grouped()
+                "  different: {}: {} counted, {known} known\n",
+                r.id,
+                show(&r.counted)
             ));
         }
-        for (id, n) in &apart {
+        for r in &c.unknown {
             t.push_str(&format!(
-                "  no independent count: {id}: {} counted\n",
-                Count(*n).grouped()
+                "  no independent count: {}: {}\n",
+                r.id,
+                show(&r.counted)
             ));
-        }
-        for (id, e) in &not {
-            t.push_str(&format!("  not counted: {id}: {e}\n"));
         }
         out.print(&t);
     }
-    if differ.is_empty() {
+    if different.is_empty() {
         Status::Ok
     } else {
         Status::DoesNotFit
