@@ -9,16 +9,23 @@ use tonnage_sim::EventKind;
 use tonnage_sim::context::Accumulate;
 
 fn groundtruth(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../groundtruth").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../groundtruth")
+        .join(name)
 }
 
 fn records(file: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(groundtruth(file)).expect("records are part of the project");
-    text.lines().map(|l| serde_json::from_str(l).expect("a record")).collect()
+    text.lines()
+        .map(|l| serde_json::from_str(l).expect("a record"))
+        .collect()
 }
 
 fn record(file: &str, id: &str) -> Value {
-    records(file).into_iter().find(|r| r["id"] == id).unwrap_or_else(|| panic!("no record {id}"))
+    records(file)
+        .into_iter()
+        .find(|r| r["id"] == id)
+        .unwrap_or_else(|| panic!("no record {id}"))
 }
 
 /// An allocation with its bytes, or a free.
@@ -31,12 +38,22 @@ enum Ev {
 fn trace(path: &str) -> Vec<Ev> {
     let mut s = String::new();
     let file = std::fs::File::open(groundtruth(path)).expect("traces are part of the project");
-    flate2::read::GzDecoder::new(file).read_to_string(&mut s).expect("text");
-    let events = s.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event"));
+    flate2::read::GzDecoder::new(file)
+        .read_to_string(&mut s)
+        .expect("text");
+    let events = s
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).expect("an event"));
     let n = |v: &Value| v.as_u64().expect("a number");
     events
         .filter(|t| t["ph"] != "end" && t["e"] != "segment_released")
-        .map(|t| if t["e"] == "a" { Ev::Alloc(n(&t["id"]), n(&t["req"])) } else { Ev::Free(n(&t["id"])) })
+        .map(|t| {
+            if t["e"] == "a" {
+                Ev::Alloc(n(&t["id"]), n(&t["req"]))
+            } else {
+                Ev::Free(n(&t["id"]))
+            }
+        })
         .collect()
 }
 
@@ -63,7 +80,10 @@ fn unordered(mut events: Vec<Ev>) -> Vec<Ev> {
 fn assert_identical(id: &str, ours: &[Ev], theirs: &[Ev]) {
     let at = ours.iter().zip(theirs).position(|(a, b)| a != b);
     if let Some(i) = at {
-        panic!("{id}: event {i}: simulated {:?}, recorded {:?}", ours[i], theirs[i]);
+        panic!(
+            "{id}: event {i}: simulated {:?}, recorded {:?}",
+            ours[i], theirs[i]
+        );
     }
     assert_eq!(ours.len(), theirs.len(), "{id}: number of events");
 }
@@ -78,7 +98,10 @@ fn own_traces_are_event_identical() {
         if !id.contains("-trainer-") && !id.contains("-mask-") {
             continue;
         }
-        let (ours, theirs) = (simulated(&r, Accumulate::OutOfPlace), trace(&format!("traces-own/{id}.jsonl.gz")));
+        let (ours, theirs) = (
+            simulated(&r, Accumulate::OutOfPlace),
+            trace(&format!("traces-own/{id}.jsonl.gz")),
+        );
         if id.contains("amp_") {
             assert_identical(id, &unordered(ours), &unordered(theirs));
         } else {
@@ -102,13 +125,20 @@ fn recorded_trainer_trace_is_event_identical() {
 /// Every supported row is exact in every metric.
 fn assert_exact(file: &str, wanted: fn(&str) -> bool, at_least: usize) {
     let mut n = 0;
-    for r in records(file).iter().filter(|r| r["id"].as_str().is_some_and(wanted)) {
+    for r in records(file)
+        .iter()
+        .filter(|r| r["id"].as_str().is_some_and(wanted))
+    {
         let rows = rows(r);
         if rows.iter().any(|x| x.unsupported.is_some()) {
             continue;
         }
         for x in &rows {
-            assert_eq!(x.error_pct, 0.0, "{} {}: {} not {}", x.id, x.metric, x.predicted, x.measured);
+            assert_eq!(
+                x.error_pct, 0.0,
+                "{} {}: {} not {}",
+                x.id, x.metric, x.predicted, x.measured
+            );
         }
         n += 1;
     }
@@ -118,12 +148,21 @@ fn assert_exact(file: &str, wanted: fn(&str) -> bool, at_least: usize) {
 #[test]
 fn trainer_rows_are_exact() {
     assert_exact("torch-trace-dev.jsonl", |id| id.contains("-trainer-"), 22);
-    assert_exact("torch-trace-tf457-dev.jsonl", |id| id.contains("-trainer-"), 13);
+    assert_exact(
+        "torch-trace-tf457-dev.jsonl",
+        |id| id.contains("-trainer-"),
+        13,
+    );
 }
 
 #[test]
 fn accumulated_clipped_and_kept_gradients_are_exact() {
-    let wanted = |id: &str| !id.contains("-trainer-") && ["-ga4", "-clip", "-zerograd"].iter().any(|s| id.contains(s));
+    let wanted = |id: &str| {
+        !id.contains("-trainer-")
+            && ["-ga4", "-clip", "-zerograd"]
+                .iter()
+                .any(|s| id.contains(s))
+    };
     assert_exact("torch-trace-dev.jsonl", wanted, 5);
     assert_exact("torch-trace-tf457-dev.jsonl", wanted, 2);
 }
@@ -131,14 +170,22 @@ fn accumulated_clipped_and_kept_gradients_are_exact() {
 /// The row whose traced and plain peaks differ by 5 % (docs/notes/traced-and-plain-peaks.md): both come out of one switch.
 #[test]
 fn traced_and_plain_peaks_of_a_tied_model() {
-    let r = record("torch-trace-dev.jsonl", "llama-1b-trainer-amp_bf16-adamw_fused-b2-s1024-ckpt");
+    let r = record(
+        "torch-trace-dev.jsonl",
+        "llama-1b-trainer-amp_bf16-adamw_fused-b2-s1024-ckpt",
+    );
     let peak = |accumulate| {
         let mut s = spec(&r).unwrap();
         s.accumulate = accumulate;
         let f = figures(&simulate(&s).unwrap().timeline);
         (f.peak_allocated, f.peak_reserved)
     };
-    let of = |v: &Value| (v["peak_allocated_bytes"].as_u64().unwrap(), v["peak_reserved_bytes"].as_u64().unwrap());
+    let of = |v: &Value| {
+        (
+            v["peak_allocated_bytes"].as_u64().unwrap(),
+            v["peak_reserved_bytes"].as_u64().unwrap(),
+        )
+    };
     assert_eq!(peak(Accumulate::InPlaceIfSole), of(&r));
     assert_eq!(peak(Accumulate::OutOfPlace), of(&r["annotated"]));
     assert_eq!(of(&r).0, 20_857_648_640);

@@ -30,7 +30,14 @@ pub struct Groups {
 /// Parameters that want gradients, in the Trainer's groups.
 pub fn by_decay(run: &Run) -> Groups {
     let (with, without): (Vec<_>, Vec<_>) = run.trainable_named().into_iter().partition(decays);
-    let embedding = with.iter().chain(&without).map(|p| matches!(p.module, Kind::Embedding { .. })).collect();
+    let embedding = with
+        .iter()
+        .chain(&without)
+        .map(|p| matches!(p.module, Kind::Embedding { .. }))
+        .collect();
     let tensors = |v: Vec<Trainable>| v.into_iter().map(|p| p.tensor).collect();
-    Groups { params: [tensors(with), tensors(without)], embedding }
+    Groups {
+        params: [tensors(with), tensors(without)],
+        embedding,
+    }
 }

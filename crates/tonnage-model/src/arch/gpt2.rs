@@ -126,7 +126,7 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config, stack: &Stack) -> Block {
             if !stack.transformers_5() {
                 // case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-sdpa-tf4.57.6`
                 b.buffer("bias", &[1, 1, c.n_positions, c.n_positions], Some(ScalarType::Bool));
-                b.buffer("masked_bias", &[], Some(ScalarType::F32));
+                b.buffer("masked_bias", &[], None);
             }
             let a = Conv1d::new(b, "c_attn", d, 3 * d);
             let p = Conv1d::new(b, "c_proj", d, d);

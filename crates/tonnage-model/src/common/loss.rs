@@ -20,7 +20,12 @@ pub fn fixed_cross_entropy(m: &Run, logits: &Tensor, target: &Tensor) -> Tensor 
 }
 
 /// The head and the loss of a causal model's training call, as the job's loss implementation has them: `(logits, loss)`.
-pub fn head_and_loss(m: &Run, head: &Linear, hidden: &Tensor, labels: Option<&Tensor>) -> (Option<Tensor>, Option<Tensor>) {
+pub fn head_and_loss(
+    m: &Run,
+    head: &Linear,
+    hidden: &Tensor,
+    labels: Option<&Tensor>,
+) -> (Option<Tensor>, Option<Tensor>) {
     if let (Loss::Liger, true, Some(labels)) = (m.options.loss, m.training, labels) {
         let w = m.weight(m.net.module(head.0).params[0].1).clone();
         return (None, Some(super::liger::causal_lm(m, hidden, &w, labels)));

@@ -9,19 +9,29 @@ use crate::tensor::Tensor;
 /// Those of `torch.optim` run each group's step whole, so list temporaries span one group only (torch 2.11, torch/optim/adamw.py and
 /// its neighbours; case `gpt2-small-trainer-fp32-adamw_foreach-b4-s512-ga4`). The others go parameter by parameter and share what
 /// they share over all groups. `wide`, one for each parameter: bitsandbytes keeps its states in 32 bit.
-pub fn create_grouped(kind: OptimizerKind, cx: &Cx, groups: &[Vec<Tensor>], wide: &[bool]) -> Box<dyn Optimizer> {
+pub fn create_grouped(
+    kind: OptimizerKind,
+    cx: &Cx,
+    groups: &[Vec<Tensor>],
+    wide: &[bool],
+) -> Box<dyn Optimizer> {
     match kind {
         OptimizerKind::Adam { .. }
         | OptimizerKind::Sgd { .. }
         | OptimizerKind::RmsProp { .. }
         | OptimizerKind::Adagrad { .. }
-        | OptimizerKind::Muon => {
-            Box::new(Grouped { parts: groups.iter().map(|g| (g.len(), create(kind, cx, g))).collect() })
-        }
+        | OptimizerKind::Muon => Box::new(Grouped {
+            parts: groups
+                .iter()
+                .map(|g| (g.len(), create(kind, cx, g)))
+                .collect(),
+        }),
         OptimizerKind::Adafactor { .. } | OptimizerKind::Lion => create(kind, cx, &groups.concat()),
-        OptimizerKind::Bnb { algorithm, eight_bit, paged } => {
-            Box::new(bnb::Bnb8::new(algorithm, eight_bit, paged, wide.len()).keep_wide(wide))
-        }
+        OptimizerKind::Bnb {
+            algorithm,
+            eight_bit,
+            paged,
+        } => Box::new(bnb::Bnb8::new(algorithm, eight_bit, paged, wide.len()).keep_wide(wide)),
     }
 }
 
@@ -44,7 +54,10 @@ impl Optimizer for Grouped {
         let mut first = 0;
         let mut out = Vec::new();
         for (n, part) in &self.parts {
-            out.extend(part.states().into_iter().map(|s| State { parameter: first + s.parameter, ..s }));
+            out.extend(part.states().into_iter().map(|s| State {
+                parameter: first + s.parameter,
+                ..s
+            }));
             first += n;
         }
         out
