@@ -15,6 +15,7 @@ pub mod pose;
 pub mod resnet;
 pub mod roberta;
 pub mod vit;
+pub mod spoter;
 pub mod timm;
 
 use crate::error::ModelError;
@@ -90,6 +91,7 @@ pub fn build(
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),
         "resnet" => resnet::build(config, head),
+        "spoter" => spoter::build(config, head),
         "timm" => timm::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),
