@@ -7,6 +7,7 @@ pub mod falcon;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
+pub mod litgpt;
 pub mod llama;
 pub mod llama_2024;
 pub mod mixtral;
@@ -88,6 +89,7 @@ pub fn build(
         "gpt_per_head" => gpt_per_head::build(config, head),
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
+        "litgpt" => litgpt::build(config),
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),
         "resnet" => resnet::build(config, head),
