@@ -106,12 +106,27 @@ struct LitGpt {
     ln_f: Norm,
 }
 
-fn linear(b: &mut NetBuilder, c: &Config, name: &str, size: (u64, u64), bias: bool, lora: Option<f64>) -> Linear {
+fn linear(
+    b: &mut NetBuilder,
+    c: &Config,
+    name: &str,
+    size: (u64, u64),
+    bias: bool,
+    lora: Option<f64>,
+) -> Linear {
     let (input, output) = size;
     b.scope_kind(name, Kind::Other, |b| {
         let weight = if c.nf4 {
-            b.buffer("absmax", &[(input * output).div_ceil(64)], Some(ScalarType::F32));
-            b.param_dtype("linear.weight", &[(input * output).div_ceil(2), 1], Some(ScalarType::U8))
+            b.buffer(
+                "absmax",
+                &[(input * output).div_ceil(64)],
+                Some(ScalarType::F32),
+            );
+            b.param_dtype(
+                "linear.weight",
+                &[(input * output).div_ceil(2), 1],
+                Some(ScalarType::U8),
+            )
         } else {
             b.param("linear.weight", &[output, input])
         };
@@ -123,7 +138,14 @@ fn linear(b: &mut NetBuilder, c: &Config, name: &str, size: (u64, u64), bias: bo
             dropout: Dropout::new(b, "lora_dropout", p),
             parts: None,
         });
-        Linear { id: b.id(), size, weight, bias, packed: c.nf4, adapter }
+        Linear {
+            id: b.id(),
+            size,
+            weight,
+            bias,
+            packed: c.nf4,
+            adapter,
+        }
     })
 }
 
@@ -134,7 +156,12 @@ fn qkv(b: &mut NetBuilder, c: &Config) -> Linear {
     let size = (c.n_embd, widths.iter().sum());
     let mut l = linear(b, c, "attn", size, c.bias, None);
     if let Some(lora) = &c.lora {
-        let on: Vec<u64> = widths.iter().zip(lora.qkv).filter(|(_, e)| *e).map(|(w, _)| *w).collect();
+        let on: Vec<u64> = widths
+            .iter()
+            .zip(lora.qkv)
+            .filter(|(_, e)| *e)
+            .map(|(w, _)| *w)
+            .collect();
         if !on.is_empty() {
             let n = on.len() as u64;
             l.adapter = Some(b.scope("attn_lora", |b| Adapter {
@@ -150,7 +177,9 @@ fn qkv(b: &mut NetBuilder, c: &Config) -> Linear {
 
 fn norm(b: &mut NetBuilder, c: &Config, name: &str) -> Norm {
     if c.rms_norm {
-        b.scope_kind(name, Kind::Norm, |b| Norm::Rms(b.id(), b.param("weight", &[c.n_embd]), c.add_unit_offset))
+        b.scope_kind(name, Kind::Norm, |b| {
+            Norm::Rms(b.id(), b.param("weight", &[c.n_embd]), c.add_unit_offset)
+        })
     } else {
         Norm::Layer(LayerNorm::new(b, name, c.n_embd, true, true))
     }
@@ -160,26 +189,69 @@ fn norm(b: &mut NetBuilder, c: &Config, name: &str) -> Norm {
 pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     if c.n_query_groups == 0 || c.n_head % c.n_query_groups != 0 {
-        return Err(ModelError::field("n_query_groups", "does not divide n_head"));
+        return Err(ModelError::field(
+            "n_query_groups",
+            "does not divide n_head",
+        ));
     }
     let mut b = NetBuilder::new();
     let on = |f: fn(&Lora) -> bool| c.lora.as_ref().filter(|l| f(l)).map(|l| l.dropout);
-    let head = linear(&mut b, &c, "lm_head", (c.n_embd, c.padded_vocab_size), c.lm_head_bias, on(|l| l.head));
+    let head = linear(
+        &mut b,
+        &c,
+        "lm_head",
+        (c.n_embd, c.padded_vocab_size),
+        c.lm_head_bias,
+        on(|l| l.head),
+    );
     let (wte, blocks, ln_f) = b.scope("transformer", |b| {
         let wte = Embedding::new(b, "wte", c.padded_vocab_size, c.n_embd);
         let one = |b: &mut NetBuilder, i: u64| {
             b.scope(&format!("h.{i}"), |b| {
                 let norm_1 = norm(b, &c, "norm_1");
                 let attn = qkv(b, &c);
-                let proj = linear(b, &c, "proj", (c.head_size * c.n_head, c.n_embd), c.bias, on(|l| l.projection));
+                let proj = linear(
+                    b,
+                    &c,
+                    "proj",
+                    (c.head_size * c.n_head, c.n_embd),
+                    c.bias,
+                    on(|l| l.projection),
+                );
                 let norm_2 = (!c.shared_attention_norm).then(|| norm(b, &c, "norm_2"));
-                let names: &[&str] = if c.mlp == Mlp::Neox { &["fc"] } else { &["fc_1", "fc_2"] };
+                let names: &[&str] = if c.mlp == Mlp::Neox {
+                    &["fc"]
+                } else {
+                    &["fc_1", "fc_2"]
+                };
                 let mut mlp: Vec<Linear> = names
                     .iter()
-                    .map(|n| linear(b, &c, n, (c.n_embd, c.intermediate_size), c.bias, on(|l| l.mlp)))
+                    .map(|n| {
+                        linear(
+                            b,
+                            &c,
+                            n,
+                            (c.n_embd, c.intermediate_size),
+                            c.bias,
+                            on(|l| l.mlp),
+                        )
+                    })
                     .collect();
-                mlp.push(linear(b, &c, "mlp_proj", (c.intermediate_size, c.n_embd), c.bias, on(|l| l.mlp)));
-                Block { norm_1, norm_2, attn, proj, mlp }
+                mlp.push(linear(
+                    b,
+                    &c,
+                    "mlp_proj",
+                    (c.intermediate_size, c.n_embd),
+                    c.bias,
+                    on(|l| l.mlp),
+                ));
+                Block {
+                    norm_1,
+                    norm_2,
+                    attn,
+                    proj,
+                    mlp,
+                }
             })
         };
         let blocks = (0..c.n_layer).map(|i| one(b, i)).collect();
@@ -192,7 +264,17 @@ pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
         }
         b.id()
     });
-    Ok(Built { net: b.finish(), arch: Rc::new(LitGpt { c, rope, head, wte, blocks, ln_f }) })
+    Ok(Built {
+        net: b.finish(),
+        arch: Rc::new(LitGpt {
+            c,
+            rope,
+            head,
+            wte,
+            blocks,
+            ln_f,
+        }),
+    })
 }
 
 impl Linear {
@@ -213,7 +295,11 @@ impl Linear {
         });
         n.finish(cx, y.detach(), |cx, s, grads| -> Grads {
             let g = grads[0].take().expect("gradient");
-            let w = cx.empty(OpId::DEQUANTIZE, Shape::new(&[s.args[1], s.args[0]]), g.dtype);
+            let w = cx.empty(
+                OpId::DEQUANTIZE,
+                Shape::new(&[s.args[1], s.args[0]]),
+                g.dtype,
+            );
             let gx = ops::matmul(cx, &g, &w);
             drop(w);
             smallvec![Some(gx)]
@@ -247,8 +333,11 @@ impl Linear {
                 } else {
                     let xs = ops::chunk(cx, &low, widths.len() as u64, 1);
                     let ws = ops::split(cx, &w, widths, 0);
-                    let ys: Vec<Tensor> =
-                        xs.iter().zip(&ws).map(|(x, w)| ops::conv1d(cx, x, w, None, 1, 0, 1)).collect();
+                    let ys: Vec<Tensor> = xs
+                        .iter()
+                        .zip(&ws)
+                        .map(|(x, w)| ops::conv1d(cx, x, w, None, 1, 0, 1))
+                        .collect();
                     ops::cat(cx, &ys.iter().collect::<Vec<_>>(), 1)
                 };
                 drop(low);
@@ -291,7 +380,11 @@ impl Norm {
                 let normed = ops::mul(cx, &f, &r);
                 drop(r);
                 let w = m.weight(*weight);
-                let shifted = if *offset { ops::add_scalar(cx, w) } else { w.clone() };
+                let shifted = if *offset {
+                    ops::add_scalar(cx, w)
+                } else {
+                    w.clone()
+                };
                 let w32 = ops::to_dtype(cx, &shifted, ScalarType::F32);
                 let scaled = ops::mul(cx, &normed, &w32);
                 ops::to_dtype(cx, &scaled, x.dtype)
@@ -333,16 +426,29 @@ impl LitGpt {
         };
         let (mut q, mut k, v) = (flat(&parts[0]), flat(&parts[1]), flat(&parts[2]));
         drop(parts);
-        let (cos, sin) = (&m.buffers[self.rope.0 as usize][0], &m.buffers[self.rope.0 as usize][1]);
+        let (cos, sin) = (
+            &m.buffers[self.rope.0 as usize][0],
+            &m.buffers[self.rope.0 as usize][1],
+        );
         let (cos, sin) = (ops::slice(cx, cos, 0, 0, t), ops::slice(cx, sin, 0, 0, t));
         let n = c.rope_n_elem;
         let roped_q = rope(m, &ops::slice(cx, &q, -1, 0, n), &cos, &sin);
         let roped_k = rope(m, &ops::slice(cx, &k, -1, 0, n), &cos, &sin);
         q = ops::cat(cx, &[&roped_q, &ops::slice(cx, &q, -1, n, hs - n)], -1);
         k = ops::cat(cx, &[&roped_k, &ops::slice(cx, &k, -1, n, hs - n)], -1);
-        let args = SdpaArgs { mask: None, dropout: 0.0, is_causal: true, enable_gqa: false, scale_given: true };
+        let args = SdpaArgs {
+            mask: None,
+            dropout: 0.0,
+            is_causal: true,
+            enable_gqa: false,
+            scale_given: true,
+        };
         let y = ops::sdpa(cx, &q, &k, &v, &args);
-        let y = ops::reshape(cx, &ops::transpose(cx, &y, 1, 2), Shape::new(&[b, t, hs * c.n_head]));
+        let y = ops::reshape(
+            cx,
+            &ops::transpose(cx, &y, 1, 2),
+            Shape::new(&[b, t, hs * c.n_head]),
+        );
         // the frame holds qkv, q, k, v and the rotated parts until the projection is done
         let out = l.proj.forward(m, &y);
         drop((qkv, q, k, v, roped_q, roped_k));
@@ -358,7 +464,11 @@ impl LitGpt {
         }
         let x1 = l.mlp[0].forward(m, x);
         let x2 = l.mlp[1].forward(m, x);
-        let a = if self.c.mlp == Mlp::Gemma { ops::gelu(cx, &x1) } else { ops::silu(cx, &x1) };
+        let a = if self.c.mlp == Mlp::Gemma {
+            ops::gelu(cx, &x1)
+        } else {
+            ops::silu(cx, &x1)
+        };
         let h = ops::mul(cx, &a, &x2);
         drop(a);
         l.mlp[2].forward(m, &h)
@@ -392,7 +502,10 @@ impl Arch for LitGpt {
     /// `rest` holds the chunks of logits where the head is chunked; the caller computes the loss.
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let cx = &m.cx;
-        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let ids = batch
+            .input_ids
+            .as_ref()
+            .expect("a language model's batch has input_ids");
         let t = ids.size(1);
         let mut x = self.wte.forward(m, ids);
         if self.c.scale_embeddings {
@@ -403,11 +516,21 @@ impl Arch for LitGpt {
         }
         x = self.ln_f.forward(m, &x);
         if self.c.chunk == 0 {
-            return Output { loss: None, logits: Some(self.head.forward(m, &x)), rest: vec![] };
+            return Output {
+                loss: None,
+                logits: Some(self.head.forward(m, &x)),
+                rest: vec![],
+            };
         }
-        let sizes: Vec<u64> = (0..t.div_ceil(self.c.chunk)).map(|i| self.c.chunk.min(t - i * self.c.chunk)).collect();
+        let sizes: Vec<u64> = (0..t.div_ceil(self.c.chunk))
+            .map(|i| self.c.chunk.min(t - i * self.c.chunk))
+            .collect();
         let parts = ops::split(cx, &x, &sizes, 1);
         let rest = parts.iter().map(|p| self.head.forward(m, p)).collect();
-        Output { loss: None, logits: None, rest }
+        Output {
+            loss: None,
+            logits: None,
+            rest,
+        }
     }
 }

@@ -19,7 +19,9 @@ const CHUNK: u64 = 128;
 /// LitGPT's fields of a model, from its configuration file.
 fn fields(hf: &Value, r: &Value) -> Result<Value, Why> {
     let n = |names: &[&str]| names.iter().find_map(|k| number(hf, k));
-    let need = |names: &[&str]| n(names).ok_or_else(|| format!("no `{}` in the model's configuration", names[0]));
+    let need = |names: &[&str]| {
+        n(names).ok_or_else(|| format!("no `{}` in the model's configuration", names[0]))
+    };
     let family = text(hf, "model_type");
     let (rms, mlp, parallel, shared) = match family {
         "llama" | "mistral" | "phi3" => (true, "llama", false, false),
@@ -29,12 +31,26 @@ fn fields(hf: &Value, r: &Value) -> Result<Value, Why> {
         f => return Err(format!("litgpt's {f} models are not simulated")),
     };
     let (d, h) = (need(&["hidden_size"])?, need(&["num_attention_heads"])?);
-    let groups = if family == "falcon" { 1 } else { n(&["num_key_value_heads"]).unwrap_or(h) };
+    let groups = if family == "falcon" {
+        1
+    } else {
+        n(&["num_key_value_heads"]).unwrap_or(h)
+    };
     let head = n(&["head_dim"]).unwrap_or(d / h.max(1));
-    let part = hf.get("rotary_pct").or(hf.get("partial_rotary_factor")).and_then(Value::as_f64).unwrap_or(1.0);
+    let part = hf
+        .get("rotary_pct")
+        .or(hf.get("partial_rotary_factor"))
+        .and_then(Value::as_f64)
+        .unwrap_or(1.0);
     let seq = number(r, "seq_len").ok_or("no length")?;
     let full = text(r, "method") == "full";
-    let on = |name: &str| r["targets"].as_array().into_iter().flatten().any(|t| t == name);
+    let on = |name: &str| {
+        r["targets"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|t| t == name)
+    };
     let lora = json!({
         "r": number(r, "rank").unwrap_or(0),
         // gemma's files say 0.1, all others 0.05: a mask is a mask
@@ -59,15 +75,22 @@ fn loss(cx: &Cx, logits: &[Tensor], b: u64, t: u64) -> Tensor {
     let v = logits[0].size(-1);
     let targets = |n: u64| cx.empty(OpId::CLONE, Shape::new(&[n]), ScalarType::I64);
     let flat: Vec<Tensor> = if logits.len() > 1 {
-        logits.iter().map(|l| ops::reshape(cx, l, Shape::new(&[l.size(0) * l.size(1), v]))).collect()
+        logits
+            .iter()
+            .map(|l| ops::reshape(cx, l, Shape::new(&[l.size(0) * l.size(1), v])))
+            .collect()
     } else {
         let whole = ops::reshape(cx, &logits[0], Shape::new(&[b * (t - 1), v]));
         let n = whole.size(0);
-        let sizes: Vec<u64> = (0..n.div_ceil(CHUNK)).map(|i| CHUNK.min(n - i * CHUNK)).collect();
+        let sizes: Vec<u64> = (0..n.div_ceil(CHUNK))
+            .map(|i| CHUNK.min(n - i * CHUNK))
+            .collect();
         ops::split(cx, &whole, &sizes, 0).into_iter().collect()
     };
-    let losses: Vec<Tensor> =
-        flat.iter().map(|l| ops::cross_entropy(cx, l, &targets(l.size(0)), ops::Reduction::None)).collect();
+    let losses: Vec<Tensor> = flat
+        .iter()
+        .map(|l| ops::cross_entropy(cx, l, &targets(l.size(0)), ops::Reduction::None))
+        .collect();
     let all = ops::cat(cx, &losses.iter().collect::<Vec<_>>(), 0);
     let sum = ops::sum(cx, &all, &[], false);
     ops::div_scalar(cx, &sum)
@@ -75,14 +98,22 @@ fn loss(cx: &Cx, logits: &[Tensor], b: u64, t: u64) -> Tensor {
 
 pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
     let id = text(r, "config_id");
-    let hf = tonnage_catalog::model_config(id).ok_or_else(|| format!("no configuration of `{id}`"))?;
+    let hf = tonnage_catalog::model_config(&id.replacen("--", "/", 1))
+        .ok_or_else(|| format!("no configuration of `{id}`"))?;
     let hf: Value = serde_json::from_str(hf).map_err(|e| e.to_string())?;
     let config = fields(&hf, r)?;
     let method = text(r, "method");
-    let (b, t) = (number(r, "batch").ok_or("no batch")?, number(r, "seq_len").ok_or("no length")?);
+    let (b, t) = (
+        number(r, "batch").ok_or("no batch")?,
+        number(r, "seq_len").ok_or("no length")?,
+    );
     let kernel = device::named(text(r, "gpu")).ok_or("unknown GPU")?;
-    let stack = Stack { bitsandbytes: Version(0, 42, 0), ..Stack::default() };
-    let built = arch::build("litgpt", &config, Head::CausalLm, &stack).map_err(|e| e.to_string())?;
+    let stack = Stack {
+        bitsandbytes: Version(0, 42, 0),
+        ..Stack::default()
+    };
+    let built =
+        arch::build("litgpt", &config, Head::CausalLm, &stack).map_err(|e| e.to_string())?;
     let cx = Cx::new(DeviceModel { kernel }, Accumulate::InPlaceIfSole);
     let options = RunOptions {
         dtype: ScalarType::BF16,
@@ -90,6 +121,7 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
         training: true,
         use_cache: false,
         checkpoint: false,
+        loss: tonnage_model::Loss::default(),
         stack,
     };
     cx.mark(-1, 0, Phase::Load);
@@ -107,7 +139,11 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
     }
     let run = Rc::new(run);
     let params = run.trainable();
-    let name = if method == "qlora" { "paged_adamw32bit" } else { "adamw_foreach" };
+    let name = if method == "qlora" {
+        "paged_adamw32bit"
+    } else {
+        "adamw_foreach"
+    };
     let kind: OptimizerKind = name.parse().map_err(|_| "optimizer")?;
     let mut opt = optim::create(kind, &cx, &params);
     let mut held: (Vec<Tensor>, Option<Tensor>) = (vec![], None);
@@ -120,10 +156,19 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
                 x
             };
             let (ids, targets) = (tokens(), tokens());
-            let out = built.arch.forward(&run, &Batch { input_ids: Some(ids.clone()), ..Batch::default() });
+            let out = built.arch.forward(
+                &run,
+                &Batch {
+                    input_ids: Some(ids.clone()),
+                    ..Batch::default()
+                },
+            );
             // fabric's precision plugin turns what the model returns into fp32
             let low: Vec<Tensor> = out.logits.into_iter().chain(out.rest).collect();
-            let mut logits: Vec<Tensor> = low.iter().map(|l| ops::to_dtype(&cx, l, ScalarType::F32)).collect();
+            let mut logits: Vec<Tensor> = low
+                .iter()
+                .map(|l| ops::to_dtype(&cx, l, ScalarType::F32))
+                .collect();
             drop(low);
             if let Some(last) = logits.pop() {
                 let n = last.size(1) - 1;
