@@ -15,9 +15,9 @@ pub mod nanogpt;
 pub mod pose;
 pub mod resnet;
 pub mod roberta;
-pub mod vit;
 pub mod spoter;
 pub mod timm;
+pub mod vit;
 
 use crate::error::ModelError;
 use crate::net::Net;
