@@ -62,7 +62,7 @@ struct Spoter {
 /// From the constructor's arguments.
 pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.n_heads == 0 || c.d_model % c.n_heads != 0 {
+    if c.n_heads == 0 || !c.d_model.is_multiple_of(c.n_heads) {
         return Err(ModelError::field(
             "n_heads",
             format!("{} does not divide d_model {}", c.n_heads, c.d_model),
