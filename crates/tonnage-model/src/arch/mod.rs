@@ -1,5 +1,6 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
+pub mod agi2;
 pub mod bert;
 pub mod convnext;
 pub mod distilbert;
@@ -79,6 +80,7 @@ pub fn build(
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     match model_type {
+        "agi2" => agi2::build(config, head),
         "bert" => bert::build(config, head, stack),
         "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
