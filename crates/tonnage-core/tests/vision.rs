@@ -32,7 +32,7 @@ fn settle(mut v: Vec<Entry>) -> Vec<Entry> {
 }
 
 /// Every event of a recorded trace (up to the end of the job), from a simulation of the record with these fields changed.
-fn identical(file: &str, id: &str, trace: &str, changes: &[(&str, Value)]) {
+fn identical(file: &str, id: &str, trace: &str, rule: Accumulate, changes: &[(&str, Value)]) {
     let mut record = records(file).into_iter().find(|r| r["id"] == id).unwrap();
     for (field, value) in changes {
         let slot = field
@@ -41,7 +41,7 @@ fn identical(file: &str, id: &str, trace: &str, changes: &[(&str, Value)]) {
         *slot = value.clone();
     }
     let mut spec = torch_run::spec(&record).unwrap();
-    spec.accumulate = Accumulate::OutOfPlace;
+    spec.accumulate = rule;
     let sim = tonnage_core::simulate(&spec).unwrap();
     let ours = settle(
         sim.timeline
@@ -104,7 +104,13 @@ const DEV: &str = "torch-trace-dev.jsonl";
 #[test]
 fn pose_events() {
     let id = "pose-108-plain-fp32-adamw_foreach-b8-s150";
-    identical(DEV, id, &format!("traces/{id}.jsonl.gz"), &[]);
+    identical(
+        DEV,
+        id,
+        &format!("traces/{id}.jsonl.gz"),
+        Accumulate::OutOfPlace,
+        &[],
+    );
 }
 
 #[test]
@@ -120,7 +126,13 @@ fn image_model_events() {
         "timm-vit-s-plain-fp32-sgd_momentum-b16",
         "timm-convnext-t-plain-fp32-sgd_momentum-b16",
     ] {
-        identical(DEV, id, &format!("traces-own/{id}.jsonl.gz"), &[]);
+        identical(
+            DEV,
+            id,
+            &format!("traces-own/{id}.jsonl.gz"),
+            Accumulate::OutOfPlace,
+            &[],
+        );
     }
 }
 
@@ -129,4 +141,35 @@ fn image_model_records() {
     exact(DEV, "resnet18-plain", 2);
     exact(DEV, "resnet50-plain", 2);
     exact(DEV, "timm-", 4);
+}
+
+const OWN: &str = "torch-trace-own.jsonl";
+
+/// The count that the published notebook prints.
+#[test]
+fn k1_spoter_parameters() {
+    let config = serde_json::json!({});
+    let stack = tonnage_model::Stack::default();
+    let built = tonnage_model::arch::build(
+        "spoter",
+        &config,
+        tonnage_model::arch::Head::Default,
+        &stack,
+    )
+    .unwrap();
+    assert_eq!(built.net.param_count(), 1_319_434);
+}
+
+/// Two layers, two steps of two micro-batches with clipping, gradients added in place (recorded without a dispatch mode).
+#[test]
+fn spoter_events() {
+    let id = "spoter-plain-fp32-adamw_foreach-b8-s150-ga2-clip-t4";
+    let trace = "traces-own/spoter-2layers-plain-fp32-adamw_foreach-b8-s150-ga2-clip-t4.jsonl.gz";
+    let changes = [("model.args.n_layers", 2.into()), ("steps", 2.into())];
+    identical(OWN, id, trace, Accumulate::InPlaceIfSole, &changes);
+}
+
+#[test]
+fn spoter_records() {
+    exact(OWN, "spoter-", 8);
 }

@@ -27,6 +27,12 @@ pub fn make(spec: &Spec, cx: &Cx) -> Batch {
             batch.features = Some(input(cx, &[s, b, d], ScalarType::F32));
             batch.labels = Some(input(cx, &[b], IDS));
         }
+        "spoter" => {
+            let d = spec.config.get("input_dim").and_then(|v| v.as_u64()).unwrap_or(108);
+            batch.features = Some(input(cx, &[b, s, d], ScalarType::F32));
+            batch.attention_mask = Some(input(cx, &[b, s], ScalarType::Bool));
+            batch.labels = Some(input(cx, &[b], IDS));
+        }
         "resnet" | "timm" => {
             batch.features = Some(input(cx, &[b, 3, spec.image, spec.image], ScalarType::F32));
             batch.labels = Some(input(cx, &[b], IDS));

@@ -1,5 +1,6 @@
 //! Architectures: a file each, from configuration fields to modules and a forward pass.
 
+pub mod agi2;
 pub mod bert;
 pub mod convnext;
 pub mod distilbert;
@@ -7,6 +8,7 @@ pub mod falcon;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
+pub mod litgpt;
 pub mod llama;
 pub mod llama_2024;
 pub mod mixtral;
@@ -14,8 +16,9 @@ pub mod nanogpt;
 pub mod pose;
 pub mod resnet;
 pub mod roberta;
-pub mod vit;
+pub mod spoter;
 pub mod timm;
+pub mod vit;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -77,6 +80,7 @@ pub fn build(
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     match model_type {
+        "agi2" => agi2::build(config, head),
         "bert" => bert::build(config, head, stack),
         "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
@@ -87,9 +91,11 @@ pub fn build(
         "gpt_per_head" => gpt_per_head::build(config, head),
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
+        "litgpt" => litgpt::build(config),
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),
         "resnet" => resnet::build(config, head),
+        "spoter" => spoter::build(config, head),
         "timm" => timm::build(config, head),
         "llama" | "qwen2" | "qwen3" | "mistral" => llama::build(model_type, config, head, stack),
         _ => Err(ModelError::NoForward(model_type.to_string())),

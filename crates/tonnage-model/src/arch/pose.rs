@@ -75,7 +75,7 @@ fn stack(b: &mut NetBuilder, name: &str, c: &Config, decoder: bool) -> Stack {
 /// From the constructor's arguments.
 pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.heads == 0 || c.d % c.heads != 0 {
+    if c.heads == 0 || !c.d.is_multiple_of(c.heads) {
         return Err(ModelError::field(
             "heads",
             format!("{} does not divide d {}", c.heads, c.d),

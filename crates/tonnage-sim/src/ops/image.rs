@@ -80,15 +80,13 @@ pub fn batch_norm(
             _ => (w.shape, w.strides, w.dtype),
         });
         drop(gc);
-        let grads = s
-            .need
+        s.need
             .iter()
             .map(|need| {
                 let t = out.remove(0);
                 need.then_some(t)
             })
-            .collect();
-        grads
+            .collect()
     })
 }
 
