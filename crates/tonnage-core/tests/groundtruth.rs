@@ -12,8 +12,11 @@ fn root() -> PathBuf {
 }
 
 fn records(file: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(root().join(file)).expect("recorded runs are part of the project");
-    text.lines().map(|l| serde_json::from_str(l).expect("a record a line")).collect()
+    let text =
+        std::fs::read_to_string(root().join(file)).expect("recorded runs are part of the project");
+    text.lines()
+        .map(|l| serde_json::from_str(l).expect("a record a line"))
+        .collect()
 }
 
 struct Score {
@@ -25,14 +28,21 @@ struct Score {
 }
 
 fn score(rows: &[Row], metric: &str) -> Score {
-    let mine: Vec<&Row> = rows.iter().filter(|r| r.metric == metric && r.group == "train").collect();
+    let mine: Vec<&Row> = rows
+        .iter()
+        .filter(|r| r.metric == metric && r.group == "train")
+        .collect();
     let supported: Vec<&&Row> = mine.iter().filter(|r| r.unsupported.is_none()).collect();
     Score {
         total: mine.len(),
         supported: supported.len(),
         exact: supported.iter().filter(|r| r.error_pct == 0.0).count(),
         worst: supported.iter().map(|r| r.error_pct).fold(0.0, f64::max),
-        offenders: supported.iter().filter(|r| r.error_pct > 0.0).map(|r| format!("{} {:.3}%", r.id, r.error_pct)).collect(),
+        offenders: supported
+            .iter()
+            .filter(|r| r.error_pct > 0.0)
+            .map(|r| format!("{} {:.3}%", r.id, r.error_pct))
+            .collect(),
     }
 }
 
@@ -47,11 +57,34 @@ const BUDGETS: &[(&str, f64, f64, f64)] = &[
 fn recorded_training_runs_stay_within_their_budgets() {
     for (file, share, exact, worst) in BUDGETS {
         let rows: Vec<Row> = records(file).iter().flat_map(torch_run::rows).collect();
-        for metric in ["peak_allocated", "peak_reserved", "peak_requested", "load_peak_allocated", "param_count", "trainable_count", "param_bytes", "buffer_bytes"] {
+        for metric in [
+            "peak_allocated",
+            "peak_reserved",
+            "peak_requested",
+            "load_peak_allocated",
+            "param_count",
+            "trainable_count",
+            "param_bytes",
+            "buffer_bytes",
+        ] {
             let s = score(&rows, metric);
-            println!("{file} {metric}: {}/{} supported, {} exact, worst {:.4} %", s.supported, s.total, s.exact, s.worst);
-            assert!(s.supported as f64 >= share * s.total as f64, "{file} {metric}: only {} of {} supported", s.supported, s.total);
-            assert!(s.exact as f64 >= exact * s.supported as f64, "{file} {metric}: {} of {} exact: {:?}", s.exact, s.supported, s.offenders);
+            println!(
+                "{file} {metric}: {}/{} supported, {} exact, worst {:.4} %",
+                s.supported, s.total, s.exact, s.worst
+            );
+            assert!(
+                s.supported as f64 >= share * s.total as f64,
+                "{file} {metric}: only {} of {} supported",
+                s.supported,
+                s.total
+            );
+            assert!(
+                s.exact as f64 >= exact * s.supported as f64,
+                "{file} {metric}: {} of {} exact: {:?}",
+                s.exact,
+                s.supported,
+                s.offenders
+            );
             assert!(s.worst <= *worst, "{file} {metric}: {:?}", s.offenders);
         }
     }
@@ -75,12 +108,21 @@ fn normal(mut v: Vec<(bool, u64, u64)>) -> Vec<(bool, u64, u64)> {
 fn trace(path: &std::path::Path) -> Vec<(bool, u64, u64)> {
     use std::io::Read;
     let mut text = String::new();
-    flate2::read::GzDecoder::new(std::fs::File::open(path).expect("trace")).read_to_string(&mut text).expect("gzip text");
-    let events = text.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event a line")).filter(|t| t["ph"] != "end" && t["e"] != "segment_released");
+    flate2::read::GzDecoder::new(std::fs::File::open(path).expect("trace"))
+        .read_to_string(&mut text)
+        .expect("gzip text");
+    let events = text
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).expect("an event a line"))
+        .filter(|t| t["ph"] != "end" && t["e"] != "segment_released");
     normal(
         events
             .map(|t| match t["e"].as_str() {
-                Some("a") => (false, t["id"].as_u64().expect("id"), t["req"].as_u64().expect("bytes")),
+                Some("a") => (
+                    false,
+                    t["id"].as_u64().expect("id"),
+                    t["req"].as_u64().expect("bytes"),
+                ),
                 Some("f") => (true, t["id"].as_u64().expect("id"), 0),
                 e => panic!("unknown event {e:?}"),
             })
@@ -105,7 +147,10 @@ const IDENTICAL: &[&str] = &[
 fn simulated_events_are_those_of_the_traces() {
     let all = records("torch-trace-dev.jsonl");
     for id in IDENTICAL {
-        let record = all.iter().find(|r| r["id"] == *id).expect("the trace's record");
+        let record = all
+            .iter()
+            .find(|r| r["id"] == *id)
+            .expect("the trace's record");
         let mut spec = torch_run::spec(record).expect("a supported job");
         spec.accumulate = Accumulate::OutOfPlace;
         let sim = simulate(&spec).expect("a supported job");
@@ -123,8 +168,15 @@ fn simulated_events_are_those_of_the_traces() {
         );
         let theirs = trace(&root().join("traces").join(format!("{id}.jsonl.gz")));
         if let Some(k) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
-            panic!("{id}: event {k}: simulated {:?}, recorded {:?}", ours[k], theirs[k]);
+            panic!(
+                "{id}: event {k}: simulated {:?}, recorded {:?}",
+                ours[k], theirs[k]
+            );
         }
-        assert_eq!(ours.len(), theirs.len(), "{id}: one goes on after the other ends");
+        assert_eq!(
+            ours.len(),
+            theirs.len(),
+            "{id}: one goes on after the other ends"
+        );
     }
 }

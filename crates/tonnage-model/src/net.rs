@@ -245,7 +245,9 @@ impl NetBuilder {
     /// A parameter that is another module's (tied weights).
     pub fn tie(&mut self, local: &'static str, id: ParamId) {
         let m = self.here();
-        self.net.modules[m.0 as usize].params.push((local.into(), id));
+        self.net.modules[m.0 as usize]
+            .params
+            .push((local.into(), id));
     }
     /// A device buffer of the module being built.
     pub fn buffer(&mut self, local: &str, shape: &[u64], dtype: Option<ScalarType>) {

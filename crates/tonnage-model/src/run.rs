@@ -201,7 +201,10 @@ impl Run {
         for id in self.net.preorder() {
             let old = self.cx.set_module(id.0);
             for (_, p) in &self.net.module(id).params {
-                if let Some(t) = self.weights[p.0 as usize].as_mut().filter(|_| seen.insert(*p)) {
+                if let Some(t) = self.weights[p.0 as usize]
+                    .as_mut()
+                    .filter(|_| seen.insert(*p))
+                {
                     f(t);
                 }
             }
@@ -229,7 +232,10 @@ impl Run {
 
     /// Parameters that want gradients, in `parameters()` order.
     pub fn trainable(&self) -> Vec<Tensor> {
-        self.trainable_named().into_iter().map(|p| p.tensor).collect()
+        self.trainable_named()
+            .into_iter()
+            .map(|p| p.tensor)
+            .collect()
     }
 
     /// The same with names and modules, as `named_parameters()` has them.
@@ -238,16 +244,31 @@ impl Run {
         let mut out = vec![];
         for id in self.net.preorder() {
             let module = self.net.module(id);
-            let path = |local: &str| if module.name.is_empty() { local.to_string() } else { format!("{}.{local}", module.name) };
+            let path = |local: &str| {
+                if module.name.is_empty() {
+                    local.to_string()
+                } else {
+                    format!("{}.{local}", module.name)
+                }
+            };
             for (local, p) in &module.params {
-                if let Some(t) = &self.weights[p.0 as usize] {
-                    if t.requires_grad() && seen.insert(t.storage.id()) {
-                        out.push(Trainable { name: path(local), module: module.kind, tensor: t.clone() });
-                    }
+                if let Some(t) = &self.weights[p.0 as usize]
+                    && t.requires_grad()
+                    && seen.insert(t.storage.id())
+                {
+                    out.push(Trainable {
+                        name: path(local),
+                        module: module.kind,
+                        tensor: t.clone(),
+                    });
                 }
             }
             if let Some(l) = &self.replaced[id.0 as usize] {
-                out.extend(l.trainable().into_iter().map(|(n, tensor)| Trainable { name: path(&n), module: Kind::Other, tensor }));
+                out.extend(l.trainable().into_iter().map(|(n, tensor)| Trainable {
+                    name: path(&n),
+                    module: Kind::Other,
+                    tensor,
+                }));
             }
         }
         out

@@ -84,10 +84,10 @@ impl Cx {
         if !cacheable || self.0.autocast.borrow().cache_enabled_off {
             return ops::to_dtype(self, x, to);
         }
-        if let Some(i) = self.0.autocast.borrow().cache.get(&x.storage.id) {
-            if let Some(t) = &self.0.autocast.borrow().copies[*i] {
-                return t.clone();
-            }
+        if let Some(i) = self.0.autocast.borrow().cache.get(&x.storage.id)
+            && let Some(t) = &self.0.autocast.borrow().copies[*i]
+        {
+            return t.clone();
         }
         let t = ops::to_dtype(self, x, to);
         self.tag(&t, Category::AutocastCopy);

@@ -53,7 +53,9 @@ impl Saved {
     /// Saved tensor `i`; a bug of the operator if it was not kept.
     #[inline]
     pub fn tensor(&self, i: usize) -> &Tensor {
-        self.t[i].as_ref().expect("operator reads a tensor that it did not save")
+        self.t[i]
+            .as_ref()
+            .expect("operator reads a tensor that it did not save")
     }
 }
 
@@ -69,7 +71,11 @@ impl Tensor {
     /// Shape, strides and dtype.
     #[inline]
     pub fn meta(&self) -> Meta {
-        Meta { shape: self.shape, strides: self.strides, dtype: self.dtype }
+        Meta {
+            shape: self.shape,
+            strides: self.strides,
+            dtype: self.dtype,
+        }
     }
 }
 
@@ -201,11 +207,11 @@ impl NodeBuilder {
     /// The finished operator with one output.
     #[inline]
     pub fn finish(self, cx: &Cx, mut y: Tensor, f: BackwardFn) -> Tensor {
-        if let Some(p) = self.0 {
-            if !cx.0.muted.get() {
-                let node = p.into_node(cx, Kind::Operator(f), SmallVec::from_buf([y.meta()]));
-                y.edge = Some(Edge { node, output: 0 });
-            }
+        if let Some(p) = self.0
+            && !cx.0.muted.get()
+        {
+            let node = p.into_node(cx, Kind::Operator(f), SmallVec::from_buf([y.meta()]));
+            y.edge = Some(Edge { node, output: 0 });
         }
         y
     }
@@ -218,13 +224,16 @@ impl NodeBuilder {
         self.finish_kind(cx, ys, Kind::Custom(f));
     }
     fn finish_kind(self, cx: &Cx, ys: &mut [Tensor], kind: Kind) {
-        if let Some(p) = self.0 {
-            if !cx.0.muted.get() {
-                let node = p.into_node(cx, kind, ys.iter().map(|y| y.meta()).collect());
-                for (i, y) in ys.iter_mut().enumerate() {
-                    if y.dtype.is_float() {
-                        y.edge = Some(Edge { node: node.clone(), output: i as u32 });
-                    }
+        if let Some(p) = self.0
+            && !cx.0.muted.get()
+        {
+            let node = p.into_node(cx, kind, ys.iter().map(|y| y.meta()).collect());
+            for (i, y) in ys.iter_mut().enumerate() {
+                if y.dtype.is_float() {
+                    y.edge = Some(Edge {
+                        node: node.clone(),
+                        output: i as u32,
+                    });
                 }
             }
         }
@@ -320,7 +329,11 @@ impl Tensor {
     /// Takes a leaf's gradient away (`p.grad = None`).
     pub fn take_grad(&self) -> Option<Tensor> {
         let e = self.edge.as_ref()?;
-        if self.leaf { e.node.grad.borrow_mut().take() } else { None }
+        if self.leaf {
+            e.node.grad.borrow_mut().take()
+        } else {
+            None
+        }
     }
 }
 
@@ -420,11 +433,15 @@ fn put(cx: &Cx, e: &Edge, g: Tensor) {
     match slot {
         None => *slot = Some(g),
         Some(old) => {
-            let in_place = cx.0.accumulate == Accumulate::InPlaceIfSole && old.sole_owner() && old.is_dense();
+            let in_place =
+                cx.0.accumulate == Accumulate::InPlaceIfSole && old.sole_owner() && old.is_dense();
             if in_place {
                 drop(g);
             } else {
-                let st = crate::shape::elementwise_strides(&old.shape, &[(&old.shape, &old.strides), (&g.shape, &g.strides)]);
+                let st = crate::shape::elementwise_strides(
+                    &old.shape,
+                    &[(&old.shape, &old.strides), (&g.shape, &g.strides)],
+                );
                 let sum = cx.empty_strided(OpId::ADD, old.shape, st, old.dtype);
                 *slot = Some(sum);
                 drop(g);
@@ -491,17 +508,17 @@ impl Node {
         for (i, g) in outs.iter_mut().enumerate() {
             let Some(Some(e)) = next.get(i) else { continue };
             let want = e.node.outputs.borrow()[e.output as usize];
-            if let Some(t) = g {
-                if t.shape != want.shape {
-                    let s = ops::sum_to(cx, t, want.shape);
-                    *g = Some(s);
-                }
+            if let Some(t) = g
+                && t.shape != want.shape
+            {
+                let s = ops::sum_to(cx, t, want.shape);
+                *g = Some(s);
             }
-            if let Some(t) = g {
-                if t.dtype != want.dtype {
-                    let c = cx.empty_like(OpId::TO_COPY, t, want.dtype);
-                    *g = Some(c);
-                }
+            if let Some(t) = g
+                && t.dtype != want.dtype
+            {
+                let c = cx.empty_like(OpId::TO_COPY, t, want.dtype);
+                *g = Some(c);
             }
         }
     }

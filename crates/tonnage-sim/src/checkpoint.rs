@@ -35,7 +35,11 @@ impl Drop for Handle {
         let t = {
             let mut dead = self.frame.dead.borrow_mut();
             dead[i] = true;
-            self.frame.tensors.borrow_mut().get_mut(i).and_then(|t| t.take())
+            self.frame
+                .tensors
+                .borrow_mut()
+                .get_mut(i)
+                .and_then(|t| t.take())
         };
         drop(t);
     }
@@ -48,7 +52,10 @@ pub(crate) struct Key {
 
 impl Handle {
     pub(crate) fn clone_key(&self) -> Key {
-        Key { frame: self.frame.clone(), index: self.index }
+        Key {
+            frame: self.frame.clone(),
+            index: self.index,
+        }
     }
 }
 
@@ -76,10 +83,15 @@ impl Cx {
                 let index = f.count.get();
                 f.count.set(index + 1);
                 f.dead.borrow_mut().push(false);
-                Packed::Handle(Handle { frame: f.clone(), index })
+                Packed::Handle(Handle {
+                    frame: f.clone(),
+                    index,
+                })
             }
             Some(Hooks::Redo(w)) => {
-                let Some(f) = w.upgrade() else { return Packed::Plain };
+                let Some(f) = w.upgrade() else {
+                    return Packed::Plain;
+                };
                 let i = f.redone.get();
                 f.redone.set(i + 1);
                 if i < f.count.get() {
@@ -99,7 +111,11 @@ impl Cx {
 
     /// `torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)`: nothing inside is kept but the inputs; the first
     /// saved tensor that backward asks for runs it again up to the last saved one.
-    pub fn checkpoint(&self, inputs: Vec<Tensor>, run: impl Fn(&Cx, &[Tensor]) -> Tensor + 'static) -> Tensor {
+    pub fn checkpoint(
+        &self,
+        inputs: Vec<Tensor>,
+        run: impl Fn(&Cx, &[Tensor]) -> Tensor + 'static,
+    ) -> Tensor {
         if !self.grad_enabled() {
             return run(self, &inputs);
         }

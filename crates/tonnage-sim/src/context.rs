@@ -34,7 +34,11 @@ impl DeviceModel {
 
 /// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
 fn workspace_bytes(device: &crate::kernels::KernelDevice) -> u64 {
-    if device.is_sm90() { 33_554_432 } else { 8_519_680 }
+    if device.is_sm90() {
+        33_554_432
+    } else {
+        8_519_680
+    }
 }
 
 /// The cuBLASLt workspace, as above.
@@ -107,10 +111,18 @@ impl Cx {
         } else {
             let id = self.0.next_id.get();
             self.0.next_id.set(id + 1);
-            self.0.events.borrow_mut().push(Event::alloc(id, bytes, self.0.owner.get() | op.0 as u32));
+            self.0.events.borrow_mut().push(Event::alloc(
+                id,
+                bytes,
+                self.0.owner.get() | op.0 as u32,
+            ));
             id
         };
-        Rc::new(Storage { id, bytes, cx: self.0.clone() })
+        Rc::new(Storage {
+            id,
+            bytes,
+            cx: self.0.clone(),
+        })
     }
 
     /// `torch.empty(shape, dtype)`, contiguous, without history.
@@ -129,8 +141,17 @@ impl Cx {
 
     /// A dense tensor with the given strides.
     #[inline]
-    pub fn empty_strided(&self, op: OpId, shape: Shape, strides: crate::shape::Strides, dtype: ScalarType) -> Tensor {
-        Tensor { strides, ..self.empty(op, shape, dtype) }
+    pub fn empty_strided(
+        &self,
+        op: OpId,
+        shape: Shape,
+        strides: crate::shape::Strides,
+        dtype: ScalarType,
+    ) -> Tensor {
+        Tensor {
+            strides,
+            ..self.empty(op, shape, dtype)
+        }
     }
 
     /// `torch.empty_like(x)` with another dtype: keeps the strides of a dense tensor, else the closest dense order.
@@ -218,13 +239,21 @@ impl Cx {
     /// From here on events belong to `phase` of `step`.
     pub fn mark(&self, step: i32, micro_batch: u32, phase: Phase) {
         let at = self.0.events.borrow().len();
-        self.0.marks.borrow_mut().push(Mark { at, step, micro_batch, phase });
+        self.0.marks.borrow_mut().push(Mark {
+            at,
+            step,
+            micro_batch,
+            phase,
+        });
     }
 
     /// The block that holds `t` is of `category`.
     pub fn tag(&self, t: &Tensor, category: Category) {
         if t.storage.id != GHOST {
-            self.0.tags.borrow_mut().push(Tag { id: t.storage.id, category });
+            self.0.tags.borrow_mut().push(Tag {
+                id: t.storage.id,
+                category,
+            });
         }
     }
 

@@ -26,7 +26,10 @@ impl Shape {
             debug_assert!(*x <= u32::MAX as u64);
             d[i] = *x as u32;
         }
-        Shape { d, n: s.len() as u8 }
+        Shape {
+            d,
+            n: s.len() as u8,
+        }
     }
     #[inline]
     pub fn dims(&self) -> &[u32] {
@@ -51,7 +54,11 @@ impl Shape {
     #[inline]
     pub fn index(&self, i: isize) -> usize {
         let k = if i < 0 { i + self.n as isize } else { i };
-        debug_assert!((0..self.n as isize).contains(&k), "dimension {i} of {:?}", self.dims());
+        debug_assert!(
+            (0..self.n as isize).contains(&k),
+            "dimension {i} of {:?}",
+            self.dims()
+        );
         k as usize
     }
     /// The same shape with dimension `i` set to `v`.
@@ -95,9 +102,22 @@ impl Shape {
         let n = self.ndim().max(o.ndim());
         let mut v = [1u64; MAX_DIMS];
         for (i, slot) in v.iter_mut().enumerate().take(n) {
-            let a = if i + self.ndim() >= n { self.d[i + self.ndim() - n] } else { 1 };
-            let b = if i + o.ndim() >= n { o.d[i + o.ndim() - n] } else { 1 };
-            debug_assert!(a == b || a == 1 || b == 1, "cannot broadcast {:?} and {:?}", self.dims(), o.dims());
+            let a = if i + self.ndim() >= n {
+                self.d[i + self.ndim() - n]
+            } else {
+                1
+            };
+            let b = if i + o.ndim() >= n {
+                o.d[i + o.ndim() - n]
+            } else {
+                1
+            };
+            debug_assert!(
+                a == b || a == 1 || b == 1,
+                "cannot broadcast {:?} and {:?}",
+                self.dims(),
+                o.dims()
+            );
             *slot = (if a == 1 { b } else { a }) as u64;
         }
         Shape::new(&v[..n])
@@ -170,7 +190,8 @@ pub fn view_strides(from: &Shape, st: &Strides, shape: &Shape) -> Option<Strides
     let (mut tensor_numel, mut view_numel) = (1u64, 1u64);
     for tensor_d in (0..old.len()).rev() {
         tensor_numel *= old[tensor_d] as u64;
-        let chunk_ends = tensor_d == 0 || (old[tensor_d - 1] != 1 && st[tensor_d - 1] != tensor_numel * chunk_base);
+        let chunk_ends = tensor_d == 0
+            || (old[tensor_d - 1] != 1 && st[tensor_d - 1] != tensor_numel * chunk_base);
         if chunk_ends {
             while view_d >= 0 && (view_numel < tensor_numel || shape.dims()[view_d as usize] == 1) {
                 out[view_d as usize] = view_numel * chunk_base;
@@ -194,27 +215,36 @@ pub fn view_strides(from: &Shape, st: &Strides, shape: &Shape) -> Option<Strides
 /// (torch 2.11, aten/src/ATen/TensorIterator.cpp, reorder_dimensions and allocate_or_resize_outputs).
 pub fn elementwise_strides(shape: &Shape, operands: &[(&Shape, &Strides)]) -> Strides {
     // every operand contiguous of the full shape, or one that is dense: the common cases, decided without sorting
-    if operands.iter().all(|(s, st)| *s == shape && is_contiguous(s, st)) {
+    if operands
+        .iter()
+        .all(|(s, st)| *s == shape && is_contiguous(s, st))
+    {
         return shape.contiguous_strides();
     }
-    if let [(s, st), rest @ ..] = operands {
-        if *s == shape
-            && is_non_overlapping_and_dense(s, st)
-            && rest.iter().all(|(s2, st2)| *s2 == shape && same_strides(shape, st, st2))
-        {
-            return **st;
-        }
+    if let [(s, st), rest @ ..] = operands
+        && *s == shape
+        && is_non_overlapping_and_dense(s, st)
+        && rest
+            .iter()
+            .all(|(s2, st2)| *s2 == shape && same_strides(shape, st, st2))
+    {
+        return **st;
     }
     let n = shape.ndim();
     let expand = |s: &Shape, st: &Strides| -> Strides {
         let mut o = [0u64; MAX_DIMS];
         let off = n - s.ndim();
         for i in 0..s.ndim() {
-            o[i + off] = if s.dims()[i] == 1 && shape.dims()[i + off] != 1 { 0 } else { st[i] };
+            o[i + off] = if s.dims()[i] == 1 && shape.dims()[i + off] != 1 {
+                0
+            } else {
+                st[i]
+            };
         }
         o
     };
-    let ops: smallvec::SmallVec<[Strides; 4]> = operands.iter().map(|(s, st)| expand(s, st)).collect();
+    let ops: smallvec::SmallVec<[Strides; 4]> =
+        operands.iter().map(|(s, st)| expand(s, st)).collect();
     // perm[0] is the fastest dimension; insertion sort with ambiguous comparisons, as the iterator does
     let mut perm: smallvec::SmallVec<[usize; MAX_DIMS]> = (0..n).rev().collect();
     let should_swap = |d0: usize, d1: usize| -> i32 {

@@ -83,7 +83,11 @@ impl Tensor {
     /// The same data without its history.
     #[inline]
     pub fn detach(&self) -> Tensor {
-        Tensor { edge: None, leaf: false, ..self.clone_no_edge() }
+        Tensor {
+            edge: None,
+            leaf: false,
+            ..self.clone_no_edge()
+        }
     }
     #[inline]
     pub(crate) fn clone_no_edge(&self) -> Tensor {
@@ -100,7 +104,15 @@ impl Tensor {
     /// A view of the same storage with other sizes and strides and no history.
     #[inline]
     pub(crate) fn alias(&self, shape: Shape, strides: Strides) -> Tensor {
-        Tensor { storage: self.storage.clone(), shape, strides, dtype: self.dtype, view: true, leaf: false, edge: None }
+        Tensor {
+            storage: self.storage.clone(),
+            shape,
+            strides,
+            dtype: self.dtype,
+            view: true,
+            leaf: false,
+            edge: None,
+        }
     }
     /// This handle is the only owner of its storage and no view of another tensor.
     #[inline]
@@ -111,6 +123,12 @@ impl Tensor {
 
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "#{} {:?} {:?}", self.storage.id, self.dtype, self.shape.dims())
+        write!(
+            f,
+            "#{} {:?} {:?}",
+            self.storage.id,
+            self.dtype,
+            self.shape.dims()
+        )
     }
 }

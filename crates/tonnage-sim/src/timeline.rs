@@ -16,8 +16,12 @@ pub struct Event {
 /// The kinds of [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    Alloc { id: u32 },
-    Free { id: u32 },
+    Alloc {
+        id: u32,
+    },
+    Free {
+        id: u32,
+    },
     /// The framework's `empty_cache`: wholly free segments go back to the driver.
     EmptyCache,
 }
@@ -25,15 +29,27 @@ pub enum EventKind {
 impl Event {
     /// Allocation number `id` of `bytes`.
     pub fn alloc(id: u32, bytes: u64, owner: u32) -> Event {
-        Event { id_and_kind: id, owner, bytes }
+        Event {
+            id_and_kind: id,
+            owner,
+            bytes,
+        }
     }
     /// The end of allocation `id`.
     pub fn free(id: u32, bytes: u64) -> Event {
-        Event { id_and_kind: id | FREE, owner: 0, bytes }
+        Event {
+            id_and_kind: id | FREE,
+            owner: 0,
+            bytes,
+        }
     }
     /// `torch.cuda.empty_cache()`.
     pub fn empty_cache() -> Event {
-        Event { id_and_kind: EMPTY_CACHE, owner: 0, bytes: 0 }
+        Event {
+            id_and_kind: EMPTY_CACHE,
+            owner: 0,
+            bytes: 0,
+        }
     }
     /// What happened.
     #[inline]
@@ -41,9 +57,13 @@ impl Event {
         if self.id_and_kind == EMPTY_CACHE {
             EventKind::EmptyCache
         } else if self.id_and_kind & FREE != 0 {
-            EventKind::Free { id: self.id_and_kind & !FREE }
+            EventKind::Free {
+                id: self.id_and_kind & !FREE,
+            }
         } else {
-            EventKind::Alloc { id: self.id_and_kind }
+            EventKind::Alloc {
+                id: self.id_and_kind,
+            }
         }
     }
 }

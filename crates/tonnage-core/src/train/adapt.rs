@@ -51,7 +51,10 @@ pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
 /// Trainer does not).
 fn require_input_grads(spec: &Spec, run: &mut Run) {
     let asked = spec.lora.is_some() && spec.quant.is_none() && spec.driver == Loop::Plain;
-    if spec.checkpoint && spec.work == Work::Train && (asked || spec.stack.checkpointing_requires_input_grads()) {
+    if spec.checkpoint
+        && spec.work == Work::Train
+        && (asked || spec.stack.checkpointing_requires_input_grads())
+    {
         let id = target::input_embedding(&run.net);
         run.require_input_grads(id);
     }

@@ -28,7 +28,11 @@ pub fn make(spec: &Spec, cx: &Cx) -> Batch {
             batch.labels = Some(input(cx, &[b], IDS));
         }
         "spoter" => {
-            let d = spec.config.get("input_dim").and_then(|v| v.as_u64()).unwrap_or(108);
+            let d = spec
+                .config
+                .get("input_dim")
+                .and_then(|v| v.as_u64())
+                .unwrap_or(108);
             batch.features = Some(input(cx, &[b, s, d], ScalarType::F32));
             batch.attention_mask = Some(input(cx, &[b, s], ScalarType::Bool));
             batch.labels = Some(input(cx, &[b], IDS));

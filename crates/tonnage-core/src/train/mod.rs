@@ -45,7 +45,12 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
             spec.model_type
         )));
     }
-    let cx = Cx::new(DeviceModel { kernel: spec.device }, spec.accumulate);
+    let cx = Cx::new(
+        DeviceModel {
+            kernel: spec.device,
+        },
+        spec.accumulate,
+    );
     let options = RunOptions {
         dtype: spec.weights.unwrap_or(spec.precision.weights()),
         attention: spec.attention,
@@ -78,7 +83,11 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
-        _ => return Err(CoreError::Unsupported("generation and plain forward calls".into())),
+        _ => {
+            return Err(CoreError::Unsupported(
+                "generation and plain forward calls".into(),
+            ));
+        }
     };
     let mut timeline = cx.take_timeline();
     // tear-down is not part of the job

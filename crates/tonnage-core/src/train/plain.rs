@@ -40,12 +40,12 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             // `out, loss = ...`: the old output goes first, then the old loss
             drop(std::mem::replace(&mut held, out));
             drop(std::mem::replace(&mut loss, new));
-            if spec.accumulation > 1 {
-                if let Some(l) = &loss {
-                    let divided = ops::div_scalar(cx, l);
-                    // the output object still holds the undivided loss
-                    held.loss = loss.replace(divided);
-                }
+            if spec.accumulation > 1
+                && let Some(l) = &loss
+            {
+                let divided = ops::div_scalar(cx, l);
+                // the output object still holds the undivided loss
+                held.loss = loss.replace(divided);
             }
             if let Some(old) = scope {
                 cx.exit_autocast(old);

@@ -72,7 +72,7 @@ impl Config {
     /// Reads and checks.
     pub fn read(config: &serde_json::Value) -> Result<Config, ModelError> {
         let c: Config = fields(config)?;
-        if c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 {
+        if c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) {
             return Err(ModelError::field(
                 "num_attention_heads",
                 format!(

@@ -84,7 +84,7 @@ struct DistilBert {
 /// From configuration fields.
 pub fn build(config: &serde_json::Value, head: Head) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.n_heads == 0 || c.dim % c.n_heads != 0 {
+    if c.n_heads == 0 || !c.dim.is_multiple_of(c.n_heads) {
         return Err(ModelError::field(
             "n_heads",
             format!("{} does not divide dim {}", c.n_heads, c.dim),

@@ -110,14 +110,14 @@ fn linear(b: &mut NetBuilder, name: &str, input: u64, output: u64, bias: bool) -
 pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let mut c: Config = fields(config)?;
     let h = c.num_attention_heads;
-    if h == 0 || c.hidden_size % h != 0 {
+    if h == 0 || !c.hidden_size.is_multiple_of(h) {
         return Err(ModelError::field(
             "num_attention_heads",
             format!("{h} does not divide hidden_size {}", c.hidden_size),
         ));
     }
     let kv = c.num_kv_heads.unwrap_or(h);
-    if kv == 0 || h % kv != 0 {
+    if kv == 0 || !h.is_multiple_of(kv) {
         return Err(ModelError::field(
             "num_kv_heads",
             format!("{kv} does not divide num_attention_heads {h}"),

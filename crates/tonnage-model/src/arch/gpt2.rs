@@ -77,7 +77,7 @@ struct Gpt2 {
 /// From configuration fields.
 pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.n_head == 0 || c.n_embd % c.n_head != 0 {
+    if c.n_head == 0 || !c.n_embd.is_multiple_of(c.n_head) {
         return Err(ModelError::field(
             "n_head",
             format!("{} does not divide n_embd {}", c.n_head, c.n_embd),
@@ -125,7 +125,11 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config, stack: &Stack) -> Block {
         let (attn_id, c_attn, c_proj, resid) = b.scope("attn", |b| {
             if !stack.transformers_5() {
                 // case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-sdpa-tf4.57.6`
-                b.buffer("bias", &[1, 1, c.n_positions, c.n_positions], Some(ScalarType::Bool));
+                b.buffer(
+                    "bias",
+                    &[1, 1, c.n_positions, c.n_positions],
+                    Some(ScalarType::Bool),
+                );
                 b.buffer("masked_bias", &[], None);
             }
             let a = Conv1d::new(b, "c_attn", d, 3 * d);
@@ -200,7 +204,13 @@ impl Block {
     }
 
     /// The end of GPT2Attention.forward, and its locals in the order in which they die.
-    fn project(&self, m: &Run, mut o: Tensor, shape: Shape, qkv: (Tensor, Tensor, Tensor)) -> Tensor {
+    fn project(
+        &self,
+        m: &Run,
+        mut o: Tensor,
+        shape: Shape,
+        qkv: (Tensor, Tensor, Tensor),
+    ) -> Tensor {
         o = ops::contiguous(&m.cx, &ops::reshape(&m.cx, &o, shape));
         o = self.c_proj.forward(m, &o);
         o = self.resid.forward(m, &o);
@@ -223,7 +233,13 @@ impl Block {
             w = ops::div(cx, &w, &scale);
             drop(scale);
             let causal = &m.buffers[self.attn_id.0 as usize][0];
-            let causal = ops::slice(cx, &ops::slice(cx, causal, 2, 0, q.size(-2)), 3, 0, k.size(-2));
+            let causal = ops::slice(
+                cx,
+                &ops::slice(cx, causal, 2, 0, q.size(-2)),
+                3,
+                0,
+                k.size(-2),
+            );
             let value = fill.insert(scalar(w.dtype));
             w = ops::where_(cx, &causal, &w, value);
         }

@@ -82,7 +82,7 @@ struct GptNeox {
 pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     let h = c.num_attention_heads;
-    if h == 0 || c.hidden_size % h != 0 {
+    if h == 0 || !c.hidden_size.is_multiple_of(h) {
         return Err(ModelError::field(
             "num_attention_heads",
             format!("{h} does not divide hidden_size {}", c.hidden_size),
@@ -109,7 +109,11 @@ pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<B
         let rotary = b.scope("rotary_emb", |b| {
             b.buffer("inv_freq", &[rotary_dim / 2], Some(ScalarType::F32));
             if stack.transformers_5() {
-                b.buffer("original_inv_freq", &[rotary_dim / 2], Some(ScalarType::F32));
+                b.buffer(
+                    "original_inv_freq",
+                    &[rotary_dim / 2],
+                    Some(ScalarType::F32),
+                );
             }
             b.id()
         });
@@ -311,7 +315,8 @@ impl Arch for GptNeox {
             x
         });
         let kept = ops::slice(cx, &h, 1, 0, s);
-        let (logits, loss) = common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
+        let (logits, loss) =
+            common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);
         drop(h);
         Output {

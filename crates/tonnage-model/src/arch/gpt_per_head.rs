@@ -28,7 +28,15 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { vocab_size: 50304, block_size: 256, n_layer: 6, n_head: 6, n_embd: 384, dropout: 0.2, bias: false }
+        Config {
+            vocab_size: 50304,
+            block_size: 256,
+            n_layer: 6,
+            n_head: 6,
+            n_embd: 384,
+            dropout: 0.2,
+            bias: false,
+        }
     }
 }
 
@@ -66,16 +74,32 @@ struct Gpt {
 pub fn build(config: &serde_json::Value, _task: Task) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     if c.n_head == 0 || !c.n_embd.is_multiple_of(c.n_head) {
-        return Err(ModelError::field("n_head", format!("{} does not divide n_embd {}", c.n_head, c.n_embd)));
+        return Err(ModelError::field(
+            "n_head",
+            format!("{} does not divide n_embd {}", c.n_head, c.n_embd),
+        ));
     }
     let d = c.n_embd;
     let mut b = NetBuilder::new();
     let tokens = Embedding::new(&mut b, "token_embedding_table", c.vocab_size, d);
     let positions = Embedding::new(&mut b, "position_embedding_table", c.block_size, d);
-    let blocks = b.scope("blocks", |b| (0..c.n_layer).map(|i| Rc::new(block(b, &i.to_string(), &c))).collect());
+    let blocks = b.scope("blocks", |b| {
+        (0..c.n_layer)
+            .map(|i| Rc::new(block(b, &i.to_string(), &c)))
+            .collect()
+    });
     let ln_f = LayerNorm::new(&mut b, "ln_f", d, true, true);
     let head = Linear::new(&mut b, "lm_head", d, c.vocab_size, true);
-    Ok(Built { net: b.finish(), arch: Rc::new(Gpt { tokens, positions, blocks, ln_f, head }) })
+    Ok(Built {
+        net: b.finish(),
+        arch: Rc::new(Gpt {
+            tokens,
+            positions,
+            blocks,
+            ln_f,
+            head,
+        }),
+    })
 }
 
 fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
@@ -106,12 +130,29 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config) -> Block {
             b.scope("net", |b| {
                 let up = Linear::new(b, "0", d, 4 * d, true);
                 let relu = b.scope("1", |b| b.id());
-                (up, relu, Linear::new(b, "2", 4 * d, d, true), Dropout::new(b, "3", c.dropout))
+                (
+                    up,
+                    relu,
+                    Linear::new(b, "2", 4 * d, d, true),
+                    Dropout::new(b, "3", c.dropout),
+                )
             })
         });
         let ln1 = LayerNorm::new(b, "ln1", d, true, true);
         let ln2 = LayerNorm::new(b, "ln2", d, true, true);
-        Block { id, sa, heads, proj, sa_drop, up, relu, down, ff_drop, ln1, ln2 }
+        Block {
+            id,
+            sa,
+            heads,
+            proj,
+            sa_drop,
+            up,
+            relu,
+            down,
+            ff_drop,
+            ln1,
+            ln2,
+        }
     })
 }
 
@@ -127,7 +168,11 @@ impl Head {
                 ops::mul_scalar(cx, &raw)
             };
             let tril = &m.buffers[self.id.0 as usize][0];
-            let mask = ops::compare_scalar(cx, OpId::EQ, &ops::slice(cx, &ops::slice(cx, tril, 0, 0, t), 1, 0, t));
+            let mask = ops::compare_scalar(
+                cx,
+                OpId::EQ,
+                &ops::slice(cx, &ops::slice(cx, tril, 0, 0, t), 1, 0, t),
+            );
             w = {
                 let filled = ops::masked_fill(cx, &w, &mask);
                 drop(mask);
@@ -194,7 +239,10 @@ impl Block {
 
 impl Arch for Gpt {
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
-        let ids = batch.input_ids.as_ref().expect("a language model's batch has input_ids");
+        let ids = batch
+            .input_ids
+            .as_ref()
+            .expect("a language model's batch has input_ids");
         let (b, t) = (ids.size(0), ids.size(1));
         let cx = &m.cx;
         let tok = self.tokens.forward(m, ids);
@@ -222,6 +270,10 @@ impl Arch for Gpt {
         drop(tok);
         drop(pos);
         drop(x);
-        Output { loss, logits: Some(logits), rest: vec![] }
+        Output {
+            loss,
+            logits: Some(logits),
+            rest: vec![],
+        }
     }
 }

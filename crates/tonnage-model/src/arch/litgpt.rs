@@ -188,7 +188,7 @@ fn norm(b: &mut NetBuilder, c: &Config, name: &str) -> Norm {
 /// From LitGPT's fields.
 pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.n_query_groups == 0 || c.n_head % c.n_query_groups != 0 {
+    if c.n_query_groups == 0 || !c.n_head.is_multiple_of(c.n_query_groups) {
         return Err(ModelError::field(
             "n_query_groups",
             "does not divide n_head",

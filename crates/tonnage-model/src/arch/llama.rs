@@ -94,7 +94,7 @@ pub fn build(
     c.qkv_bias = model_type == "qwen2" || c.attention_bias;
     c.qk_norm = model_type == "qwen3";
     let h = c.num_attention_heads;
-    if h == 0 || (c.head_dim.is_none() && c.hidden_size % h != 0) {
+    if h == 0 || (c.head_dim.is_none() && !c.hidden_size.is_multiple_of(h)) {
         return Err(ModelError::field(
             "num_attention_heads",
             format!("{h} does not divide hidden_size {}", c.hidden_size),
@@ -102,7 +102,7 @@ pub fn build(
     }
     let head_dim = c.head_dim.unwrap_or(c.hidden_size / h);
     let kv = c.num_key_value_heads.unwrap_or(h);
-    if kv == 0 || h % kv != 0 {
+    if kv == 0 || !h.is_multiple_of(kv) {
         return Err(ModelError::field(
             "num_key_value_heads",
             format!("{kv} does not divide num_attention_heads {h}"),
@@ -348,7 +348,8 @@ impl Arch for Llama {
             x
         });
         let kept = ops::slice(cx, &h, 1, 0, s);
-        let (logits, loss) = common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
+        let (logits, loss) =
+            common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);
         drop(h);
         Output {

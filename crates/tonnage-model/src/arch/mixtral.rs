@@ -92,7 +92,7 @@ struct Mixtral {
 pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
     let (h, kv) = (c.num_attention_heads, c.num_key_value_heads);
-    if h == 0 || (c.head_dim.is_none() && c.hidden_size % h != 0) {
+    if h == 0 || (c.head_dim.is_none() && !c.hidden_size.is_multiple_of(h)) {
         return Err(ModelError::field(
             "num_attention_heads",
             format!("{h} does not divide hidden_size {}", c.hidden_size),

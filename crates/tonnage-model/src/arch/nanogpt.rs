@@ -65,7 +65,7 @@ struct NanoGpt {
 /// From the constructor's arguments.
 pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.heads == 0 || c.dim % c.heads != 0 {
+    if c.heads == 0 || !c.dim.is_multiple_of(c.heads) {
         return Err(ModelError::field(
             "heads",
             format!("{} does not divide dim {}", c.heads, c.dim),

@@ -111,7 +111,7 @@ struct Vit {
 /// From configuration fields.
 pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
     let c: Config = fields(config)?;
-    if c.num_attention_heads == 0 || c.hidden_size % c.num_attention_heads != 0 {
+    if c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) {
         return Err(ModelError::field(
             "num_attention_heads",
             format!(

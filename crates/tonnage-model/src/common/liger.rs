@@ -64,7 +64,14 @@ fn function(cx: &Cx, x: &Tensor, w: &Tensor, target: &Tensor) -> Tensor {
     loss
 }
 
-fn forward(cx: &Cx, x: &Tensor, w: &Tensor, target: &Tensor, need_x: bool, need_w: bool) -> (Tensor, Tensor, Option<Tensor>) {
+fn forward(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    target: &Tensor,
+    need_x: bool,
+    need_w: bool,
+) -> (Tensor, Tensor, Option<Tensor>) {
     let (rows, width, vocab) = (x.size(0), x.size(1), w.size(0));
     // transient logits of about one input's size
     let factor = vocab.div_ceil(width);
@@ -97,7 +104,10 @@ fn forward(cx: &Cx, x: &Tensor, w: &Tensor, target: &Tensor, need_x: bool, need_
         }
         if let Some(gw) = &gw {
             let half = matches!(logits.dtype, ScalarType::F16 | ScalarType::BF16);
-            if cx.device().sm() >= 80 && half && (gw.dtype == ScalarType::F32 || gw.dtype == logits.dtype) {
+            if cx.device().sm() >= 80
+                && half
+                && (gw.dtype == ScalarType::F32 || gw.dtype == logits.dtype)
+            {
                 let aligned = ops::to_dtype(cx, &part, logits.dtype);
                 cx.gemm();
                 drop(aligned);

@@ -33,7 +33,9 @@ pub fn embedding(cx: &Cx, ids: &Tensor, w: &Tensor) -> Tensor {
             &cx.device().kernel,
         );
         let dtype = g.dtype;
-        let mut out = cx.play(OpId::EMBEDDING_BACKWARD, &steps, |_| (table, table.contiguous_strides(), dtype));
+        let mut out = cx.play(OpId::EMBEDDING_BACKWARD, &steps, |_| {
+            (table, table.contiguous_strides(), dtype)
+        });
         smallvec![Some(out.remove(0))]
     })
 }

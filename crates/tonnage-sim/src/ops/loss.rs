@@ -36,7 +36,11 @@ pub fn nll_loss(cx: &Cx, lp: &Tensor, target: &Tensor, reduction: Reduction) -> 
     let mut n = cx.node(OpId::NLL_LOSS, &[&lp]);
     n.save(cx, &lp);
     n.save(cx, target);
-    let shape = if reduction == Reduction::None { target.shape } else { Shape::new(&[]) };
+    let shape = if reduction == Reduction::None {
+        target.shape
+    } else {
+        Shape::new(&[])
+    };
     let y = cx.empty(OpId::NLL_LOSS, shape, lp.dtype);
     let total = cx.empty(OpId::NLL_LOSS, Shape::new(&[]), lp.dtype);
     n.save(cx, &total);
@@ -55,8 +59,16 @@ pub fn cross_entropy(cx: &Cx, logits: &Tensor, target: &Tensor, reduction: Reduc
 
 /// `F.cross_entropy(logits, target, label_smoothing=e)`, e > 0 (LossNLL.cpp, cross_entropy_loss_label_smoothing), mean or sum.
 /// Verified: the `spoter` traces.
-pub fn cross_entropy_smoothed(cx: &Cx, logits: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
-    debug_assert!(reduction != Reduction::None, "label smoothing without reduction is not covered");
+pub fn cross_entropy_smoothed(
+    cx: &Cx,
+    logits: &Tensor,
+    target: &Tensor,
+    reduction: Reduction,
+) -> Tensor {
+    debug_assert!(
+        reduction != Reduction::None,
+        "label smoothing without reduction is not covered"
+    );
     let lp = log_softmax(cx, logits);
     let nll = nll_loss(cx, &lp, target, reduction);
     let per_row = sum(cx, &lp, &[1], false);

@@ -67,7 +67,11 @@ fn batch_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
 /// A product into a new contiguous result: result, copies of the operands (the second first, as a row-major result swaps them), workspaces.
 fn product(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> Tensor {
     let y = cx.empty(op, shape, a.dtype);
-    let copy = if shape.ndim() == 2 { matrix_copy } else { batch_copy };
+    let copy = if shape.ndim() == 2 {
+        matrix_copy
+    } else {
+        batch_copy
+    };
     let second = copy(cx, b);
     let first = copy(cx, a);
     cx.gemm();
@@ -96,7 +100,11 @@ const TURNED: u64 = 1;
 
 /// `addmm(b, flat(x), w or w.t())` and the view back, as one node. Edges: self (bias), mat1, mat2.
 fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
-    let x2 = if x.shape.ndim() == 2 { x.clone_no_edge() } else { reshape_raw(cx, x, flat(x)) };
+    let x2 = if x.shape.ndim() == 2 {
+        x.clone_no_edge()
+    } else {
+        reshape_raw(cx, x, flat(x))
+    };
     let wm = if turn { turned(w) } else { w.clone_no_edge() };
     let mut n = cx.node(OpId::ADDMM, &[b, x, w]);
     n.args([turn as u64, 0, 0, 0, 0, 0]);
@@ -108,7 +116,14 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     let out = wm.size(1);
     // Blas.cpp, addmm_out_cuda_impl: the epilogue with a bias vector wants real matrices
     let lt = b.shape.ndim() == 1 && b.is_contiguous() && wm.size(0) > 1 && out > 1;
-    let mut y = product(cx, OpId::ADDMM, Shape::new(&[x2.size(0), out]), &x2, &wm, lt);
+    let mut y = product(
+        cx,
+        OpId::ADDMM,
+        Shape::new(&[x2.size(0), out]),
+        &x2,
+        &wm,
+        lt,
+    );
     if x.shape.ndim() != 2 {
         let shape = x.shape.with(-1, out);
         y = y.alias(shape, shape.contiguous_strides());
@@ -121,7 +136,11 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
         let gx = s.need[1].then(|| {
             let t = mm_grad(cx, mx, &g, s.tensor(1));
             let to = s.inputs[1].shape;
-            if to.ndim() == 2 { t } else { t.alias(to, to.contiguous_strides()) }
+            if to.ndim() == 2 {
+                t
+            } else {
+                t.alias(to, to.contiguous_strides())
+            }
         });
         let gw = s.need[2].then(|| {
             let t = mm_grad(cx, mw, s.tensor(0), &g);
@@ -133,7 +152,11 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
 
 /// `flat(x) @ (w or w.t())` viewed back, as one node; a flattening that is no view copies first. Edges: self, mat2.
 fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
-    let x2 = if x.shape.ndim() == 2 { x.clone_no_edge() } else { reshape_raw(cx, x, flat(x)) };
+    let x2 = if x.shape.ndim() == 2 {
+        x.clone_no_edge()
+    } else {
+        reshape_raw(cx, x, flat(x))
+    };
     let wm = if turn { turned(w) } else { w.clone_no_edge() };
     let mut n = cx.node(OpId::MM, &[x, w]);
     n.args([turn as u64, 0, 0, 0, 0, 0]);
@@ -142,8 +165,19 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     let (need_x, need_w) = (n.need(0), n.need(1));
     n.save_if(cx, need_x, &wm);
     n.save_if(cx, need_w, &x2);
-    let y = product(cx, OpId::MM, Shape::new(&[x2.size(0), wm.size(1)]), &x2, &wm, false);
-    let y = if x.shape.ndim() == 2 { y } else { unsafe_view(y, x.shape.with(-1, wm.size(1))) };
+    let y = product(
+        cx,
+        OpId::MM,
+        Shape::new(&[x2.size(0), wm.size(1)]),
+        &x2,
+        &wm,
+        false,
+    );
+    let y = if x.shape.ndim() == 2 {
+        y
+    } else {
+        unsafe_view(y, x.shape.with(-1, wm.size(1)))
+    };
     drop(x2);
     n.finish(cx, y, |cx, s, g| -> Grads {
         let (mx, mw) = (&s.meta[0], &s.meta[1]);
@@ -156,7 +190,11 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
         let gx = s.need[0].then(|| {
             let t = mm_grad(cx, mx, &g, s.tensor(0));
             let to = s.inputs[0].shape;
-            if to.ndim() == 2 { t } else { t.alias(to, to.contiguous_strides()) }
+            if to.ndim() == 2 {
+                t
+            } else {
+                t.alias(to, to.contiguous_strides())
+            }
         });
         smallvec![gx, gw]
     })
@@ -172,7 +210,11 @@ fn should_fold(cx: &Cx, x: &Tensor, w: &Tensor) -> bool {
 }
 
 fn unbiased(cx: &Cx, x: &Tensor, w: &Tensor) -> Tensor {
-    if should_fold(cx, x, w) { folded(cx, x, w, true) } else { batched(cx, x, &turned(w)) }
+    if should_fold(cx, x, w) {
+        folded(cx, x, w, true)
+    } else {
+        batched(cx, x, &turned(w))
+    }
 }
 
 /// `F.linear(x, w, bias)` with `w` [out, in] (Linear.cpp, linear).
@@ -187,7 +229,11 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor 
         Some(b) => {
             // matmul, then `output.add_(bias)`; a dispatch mode makes every tensor "subclass-like", which gets `add`
             let y = unbiased(cx, &x, &w);
-            if cx.0.accumulate == Accumulate::OutOfPlace { add(cx, &y, b) } else { add_(cx, y, b) }
+            if cx.0.accumulate == Accumulate::OutOfPlace {
+                add(cx, &y, b)
+            } else {
+                add_(cx, y, b)
+            }
         }
     }
 }
@@ -213,8 +259,15 @@ pub fn mm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
 pub fn matmul(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
     let b = cx.lower(b);
     let a = cx.lower(a);
-    debug_assert!(a.shape.ndim() >= 2 && b.shape.ndim() >= 2, "matmul of vectors is not covered");
-    if b.shape.ndim() == 2 && should_fold(cx, &a, &b) { folded(cx, &a, &b, false) } else { batched(cx, &a, &b) }
+    debug_assert!(
+        a.shape.ndim() >= 2 && b.shape.ndim() >= 2,
+        "matmul of vectors is not covered"
+    );
+    if b.shape.ndim() == 2 && should_fold(cx, &a, &b) {
+        folded(cx, &a, &b, false)
+    } else {
+        batched(cx, &a, &b)
+    }
 }
 
 /// The dimensions before the last two.
@@ -235,7 +288,11 @@ pub(crate) fn batched(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
     let batch = Shape::new(&lead(&a.shape)).broadcast(&Shape::new(&lead(&b.shape)));
     let fold = |x: &Tensor| {
         let full = with_matrix(&batch, x.size(-2), x.size(-1));
-        let x = if x.shape == full { x.clone() } else { super::expand(cx, x, full) };
+        let x = if x.shape == full {
+            x.clone()
+        } else {
+            super::expand(cx, x, full)
+        };
         super::reshape(cx, &x, Shape::new(&[batch.numel(), x.size(-2), x.size(-1)]))
     };
     let a3 = fold(a);
@@ -252,11 +309,20 @@ pub fn bmm(cx: &Cx, a: &Tensor, b: &Tensor) -> Tensor {
     let (need_a, need_b) = (n.need(0), n.need(1));
     n.save_if(cx, need_a, &b);
     n.save_if(cx, need_b, &a);
-    let y = product(cx, OpId::BMM, Shape::new(&[a.size(0), a.size(1), b.size(2)]), &a, &b, false);
+    let y = product(
+        cx,
+        OpId::BMM,
+        Shape::new(&[a.size(0), a.size(1), b.size(2)]),
+        &a,
+        &b,
+        false,
+    );
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
-        let gb = s.need[1].then(|| product(cx, OpId::BMM, s.inputs[1].shape, s.tensor(1), &g, false));
-        let ga = s.need[0].then(|| product(cx, OpId::BMM, s.inputs[0].shape, &g, s.tensor(0), false));
+        let gb =
+            s.need[1].then(|| product(cx, OpId::BMM, s.inputs[1].shape, s.tensor(1), &g, false));
+        let ga =
+            s.need[0].then(|| product(cx, OpId::BMM, s.inputs[0].shape, &g, s.tensor(0), false));
         smallvec![ga, gb]
     })
 }
@@ -272,14 +338,35 @@ pub fn baddbmm(cx: &Cx, c: &Tensor, a: &Tensor, b: &Tensor, beta: f64, alpha: f6
     let (need_a, need_b) = (n.need(1), n.need(2));
     n.save_if(cx, need_b, &a);
     n.save_if(cx, need_a, &b);
-    let y = product(cx, OpId::BADDBMM, Shape::new(&[a.size(0), a.size(1), b.size(2)]), &a, &b, false);
+    let y = product(
+        cx,
+        OpId::BADDBMM,
+        Shape::new(&[a.size(0), a.size(1), b.size(2)]),
+        &a,
+        &b,
+        false,
+    );
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
-        let scaled = |t: Tensor, by: u64| if by == 0 { t } else { cx.empty_like(OpId::MUL, &t, t.dtype) };
-        let ga =
-            s.need[1].then(|| scaled(product(cx, OpId::BMM, s.inputs[1].shape, &g, s.tensor(1), false), s.args[1]));
-        let gb =
-            s.need[2].then(|| scaled(product(cx, OpId::BMM, s.inputs[2].shape, s.tensor(0), &g, false), s.args[1]));
+        let scaled = |t: Tensor, by: u64| {
+            if by == 0 {
+                t
+            } else {
+                cx.empty_like(OpId::MUL, &t, t.dtype)
+            }
+        };
+        let ga = s.need[1].then(|| {
+            scaled(
+                product(cx, OpId::BMM, s.inputs[1].shape, &g, s.tensor(1), false),
+                s.args[1],
+            )
+        });
+        let gb = s.need[2].then(|| {
+            scaled(
+                product(cx, OpId::BMM, s.inputs[2].shape, s.tensor(0), &g, false),
+                s.args[1],
+            )
+        });
         let gc = s.need[0].then(|| scaled(g, s.args[0]));
         smallvec![gc, ga, gb]
     })

@@ -14,7 +14,11 @@ use tonnage_units::ScalarType;
 
 /// The dtype that statistics are kept in (`toAccumulateType` on CUDA).
 fn statistics(x: &Tensor) -> ScalarType {
-    if x.dtype == ScalarType::F64 { ScalarType::F64 } else { ScalarType::F32 }
+    if x.dtype == ScalarType::F64 {
+        ScalarType::F64
+    } else {
+        ScalarType::F32
+    }
 }
 
 /// Rows of `x` when the trailing dimensions make up `width` elements.
@@ -30,7 +34,10 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>) -
     let b = b.map(|b| cx.raise(b));
     let width = w.as_ref().map_or(x.size(-1), |w| w.numel());
     let none = x.detach();
-    let mut n = cx.node(OpId::LAYER_NORM, &[&x, w.as_ref().unwrap_or(&none), b.as_ref().unwrap_or(&none)]);
+    let mut n = cx.node(
+        OpId::LAYER_NORM,
+        &[&x, w.as_ref().unwrap_or(&none), b.as_ref().unwrap_or(&none)],
+    );
     drop(none);
     for t in [b.as_ref(), Some(&x), w.as_ref()] {
         match t {
@@ -113,14 +120,21 @@ fn gamma_beta(cx: &Cx, op: OpId, m: u64, n: u64, gw: &mut Option<Tensor>, gb: &m
     }
     let columns = n.div_ceil(WARP);
     let blocks = m.div_ceil(WARP).min(32 * 1024 / columns);
-    let partial = |t: &Option<Tensor>| t.as_ref().map(|t| cx.empty(op, Shape::new(&[blocks, n]), t.dtype));
+    let partial = |t: &Option<Tensor>| {
+        t.as_ref()
+            .map(|t| cx.empty(op, Shape::new(&[blocks, n]), t.dtype))
+    };
     let pw = partial(gw);
     let pb = partial(gb);
     for (p, t) in [(&pw, gw), (&pb, gb)] {
         if let (Some(p), Some(t)) = (p, t) {
             let sum = reduce_raw(cx, OpId::SUM, ReduceOp::Sum, p, 1, false, p.dtype);
             let shape = t.shape;
-            *t = if shape.ndim() == 1 { sum } else { sum.alias(shape, shape.contiguous_strides()) };
+            *t = if shape.ndim() == 1 {
+                sum
+            } else {
+                sum.alias(shape, shape.contiguous_strides())
+            };
         }
     }
     drop(pb);
@@ -128,7 +142,13 @@ fn gamma_beta(cx: &Cx, op: OpId, m: u64, n: u64, gw: &mut Option<Tensor>, gb: &m
 }
 
 /// A softmax kernel: the result, then a copy of an input that is not contiguous, which dies at once. Keeps its result.
-pub(crate) fn softmax_kernel(cx: &Cx, op: OpId, x: &Tensor, out: ScalarType, backward: BackwardFn) -> Tensor {
+pub(crate) fn softmax_kernel(
+    cx: &Cx,
+    op: OpId,
+    x: &Tensor,
+    out: ScalarType,
+    backward: BackwardFn,
+) -> Tensor {
     let mut n = cx.node(op, &[x]);
     let y = cx.empty(op, x.shape, out);
     drop(contiguous_raw(cx, x));
@@ -146,7 +166,11 @@ pub fn softmax(cx: &Cx, x: &Tensor, dtype: Option<ScalarType>) -> Tensor {
         Some(d) => d,
     };
     let inside = x.dtype == dtype || (x.dtype == ScalarType::F16 && dtype == ScalarType::F32);
-    let x = if inside { x.clone() } else { ops::to_dtype(cx, x, dtype) };
+    let x = if inside {
+        x.clone()
+    } else {
+        ops::to_dtype(cx, x, dtype)
+    };
     softmax_kernel(cx, OpId::SOFTMAX, &x, dtype, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
         let y = s.tensor(0);

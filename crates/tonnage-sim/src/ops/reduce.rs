@@ -47,7 +47,15 @@ pub(crate) fn reduce_raw(
     out: ScalarType,
 ) -> Tensor {
     let shape = reduced_shape(&x.shape, bits, keepdim);
-    let steps = reduce(kind, &strided(x), x.dtype, bits, keepdim, out, &cx.device().kernel);
+    let steps = reduce(
+        kind,
+        &strided(x),
+        x.dtype,
+        bits,
+        keepdim,
+        out,
+        &cx.device().kernel,
+    );
     let mut y = cx.play(op, &steps, |_| (shape, shape.contiguous_strides(), out));
     y.remove(0)
 }
@@ -81,14 +89,27 @@ pub fn sum(cx: &Cx, x: &Tensor, dims: &[isize], keepdim: bool) -> Tensor {
     let y = reduce_raw(cx, OpId::SUM, ReduceOp::Sum, x, bits, keepdim, out);
     n.finish(cx, y, |_, s, g| {
         let g = g[0].take().expect("gradient");
-        smallvec![Some(expand_back(&g, &s.inputs[0], s.args[0], s.args[1] == 1))]
+        smallvec![Some(expand_back(
+            &g,
+            &s.inputs[0],
+            s.args[0],
+            s.args[1] == 1
+        ))]
     })
 }
 
 /// `x.all()` over everything.
 pub fn all(cx: &Cx, x: &Tensor) -> Tensor {
     let bits = mask(&x.shape, &[]);
-    reduce_raw(cx, OpId::ALL, ReduceOp::AnyAll, x, bits, false, ScalarType::Bool)
+    reduce_raw(
+        cx,
+        OpId::ALL,
+        ReduceOp::AnyAll,
+        x,
+        bits,
+        false,
+        ScalarType::Bool,
+    )
 }
 
 /// `x.mean(dims, keepdim)`; an empty `dims` takes everything. Backward: expanded view, then a division into a full tensor.
@@ -117,11 +138,15 @@ pub fn sum_to(cx: &Cx, t: &Tensor, shape: Shape) -> Tensor {
             bits |= 1 << i;
         }
     }
-    let y =
-        if bits == 0 { t.clone_no_edge() } else { reduce_raw(cx, OpId::SUM, ReduceOp::Sum, t, bits, true, t.dtype) };
+    let y = if bits == 0 {
+        t.clone_no_edge()
+    } else {
+        reduce_raw(cx, OpId::SUM, ReduceOp::Sum, t, bits, true, t.dtype)
+    };
     if lead == 0 {
         return y;
     }
-    let st = view_strides(&y.shape, &y.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
+    let st =
+        view_strides(&y.shape, &y.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
     y.alias(shape, st)
 }

@@ -4,10 +4,11 @@ use super::{SdpaArgs, additive};
 use crate::autograd::Grads;
 use crate::context::{Accumulate, Cx};
 use crate::kernels::safe_softmax as safe_softmax_steps;
-use crate::ops::op::OpId;
 use crate::ops::matmul::batched;
+use crate::ops::op::OpId;
 use crate::ops::{
-    add, add_, clone_contiguous, dropout, expand, flatten, mul_scalar, to_dtype, transpose, unsqueeze,
+    add, add_, clone_contiguous, dropout, expand, flatten, mul_scalar, to_dtype, transpose,
+    unsqueeze,
 };
 use crate::shape::Shape;
 use crate::tensor::Tensor;
