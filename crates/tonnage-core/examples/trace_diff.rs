@@ -178,13 +178,13 @@ fn main() {
         None => println!("all {n} identical"),
         Some(k) => {
             println!("first difference at event {k}");
-            for i in k.saturating_sub(8)..(k + 24).min(trace.len()) {
+            for (i, theirs) in trace.iter().enumerate().take(k + 24).skip(k.saturating_sub(8)) {
                 println!(
                     "{} {:6} sim: {:60} | trace: {}",
                     if same(i) { ' ' } else { '*' },
                     i,
                     ours(i),
-                    describe(&trace[i])
+                    describe(theirs)
                 );
             }
         }
