@@ -54,6 +54,10 @@ pub trait Leaf {
     fn dense_weight(&self, _m: &Run) -> Option<Tensor> {
         None
     }
+    /// What `copy.deepcopy` of the module makes (packed layers only).
+    fn deep_copy(&self, _m: &Run) -> Vec<Tensor> {
+        vec![]
+    }
     /// The bias, where the leaf keeps it.
     fn bias(&self) -> Option<Tensor> {
         None
@@ -201,7 +205,10 @@ impl Run {
         for id in self.net.preorder() {
             let old = self.cx.set_module(id.0);
             for (_, p) in &self.net.module(id).params {
-                if let Some(t) = self.weights[p.0 as usize].as_mut().filter(|_| seen.insert(*p)) {
+                if let Some(t) = self.weights[p.0 as usize]
+                    .as_mut()
+                    .filter(|_| seen.insert(*p))
+                {
                     f(t);
                 }
             }
@@ -229,7 +236,10 @@ impl Run {
 
     /// Parameters that want gradients, in `parameters()` order.
     pub fn trainable(&self) -> Vec<Tensor> {
-        self.trainable_named().into_iter().map(|p| p.tensor).collect()
+        self.trainable_named()
+            .into_iter()
+            .map(|p| p.tensor)
+            .collect()
     }
 
     /// The same with names and modules, as `named_parameters()` has them.
@@ -238,16 +248,30 @@ impl Run {
         let mut out = vec![];
         for id in self.net.preorder() {
             let module = self.net.module(id);
-            let path = |local: &str| if module.name.is_empty() { local.to_string() } else { format!("{}.{local}", module.name) };
+            let path = |local: &str| {
+                if module.name.is_empty() {
+                    local.to_string()
+                } else {
+                    format!("{}.{local}", module.name)
+                }
+            };
             for (local, p) in &module.params {
                 if let Some(t) = &self.weights[p.0 as usize] {
                     if t.requires_grad() && seen.insert(t.storage.id()) {
-                        out.push(Trainable { name: path(local), module: module.kind, tensor: t.clone() });
+                        out.push(Trainable {
+                            name: path(local),
+                            module: module.kind,
+                            tensor: t.clone(),
+                        });
                     }
                 }
             }
             if let Some(l) = &self.replaced[id.0 as usize] {
-                out.extend(l.trainable().into_iter().map(|(n, tensor)| Trainable { name: path(&n), module: Kind::Other, tensor }));
+                out.extend(l.trainable().into_iter().map(|(n, tensor)| Trainable {
+                    name: path(&n),
+                    module: Kind::Other,
+                    tensor,
+                }));
             }
         }
         out
