@@ -178,7 +178,12 @@ fn main() {
         None => println!("all {n} identical"),
         Some(k) => {
             println!("first difference at event {k}");
-            for (i, theirs) in trace.iter().enumerate().take(k + 24).skip(k.saturating_sub(8)) {
+            for (i, theirs) in trace
+                .iter()
+                .enumerate()
+                .take(k + 24)
+                .skip(k.saturating_sub(8))
+            {
                 println!(
                     "{} {:6} sim: {:60} | trace: {}",
                     if same(i) { ' ' } else { '*' },

@@ -54,6 +54,10 @@ pub trait Leaf {
     fn dense_weight(&self, _m: &Run) -> Option<Tensor> {
         None
     }
+    /// What `copy.deepcopy` of the module makes (packed layers only).
+    fn deep_copy(&self, _m: &Run) -> Vec<Tensor> {
+        vec![]
+    }
     /// The bias, where the leaf keeps it.
     fn bias(&self) -> Option<Tensor> {
         None

@@ -18,7 +18,7 @@ pub fn round(bytes: u64) -> u64 {
 /// as stored elements, as the framework does).
 pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
     match spec.quant {
-        Some(q) => quant::load(run, q, &spec.quant_scope)?,
+        Some(q) => quant::load(run, q, &spec.quant_scope),
         None => run.load_all(),
     }
     let mut count = 0;

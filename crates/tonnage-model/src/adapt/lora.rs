@@ -1,6 +1,7 @@
 //! LoRA on linear modules (peft 0.21.2, src/peft/tuners/lora/layer.py `Linear.forward`, bnb.py `Linear4bit.forward` and
 //! `Linear8bitLt.forward`). rsLoRA only changes a number: it costs nothing.
 
+use super::dora;
 use super::target::{self, Targets};
 use crate::error::ModelError;
 use crate::net::{Kind, ModuleId, Net};
@@ -76,6 +77,7 @@ pub struct LoraLinear {
     /// DoRA's magnitudes.
     pub(crate) magnitude: Option<Tensor>,
     dropout: f64,
+    fan_in_fan_out: bool,
 }
 
 /// `get_peft_model`: freezes the base, makes A and B of every target in the base's dtype, then (unless `autocast_adapter_dtype` is
@@ -85,12 +87,6 @@ pub fn apply(
     o: &LoraOptions,
     base: impl Fn(&Run, ModuleId) -> (Base, Option<ScalarType>),
 ) -> Result<(), ModelError> {
-    if o.dora {
-        return Err(ModelError::Unsupported(
-            "DoRA".into(),
-            "its computation is not simulated yet".into(),
-        ));
-    }
     if o.r == 0 {
         return Err(ModelError::field("r", "an adapter of rank 0"));
     }
@@ -105,14 +101,19 @@ pub fn apply(
         let a = cx.empty(OpId::LOAD, Shape::new(&[o.r, i]), dtype);
         let b = cx.empty(OpId::LOAD, Shape::new(&[out, o.r]), dtype);
         let inner = m.take_replaced(*id);
-        let leaf = LoraLinear {
+        let fan_in_fan_out = matches!(m.net.module(*id).kind, Kind::Conv1d { .. });
+        let mut leaf = LoraLinear {
             inner,
             base,
             a,
             b,
             magnitude: None,
             dropout: o.dropout,
+            fan_in_fan_out,
         };
+        if o.dora {
+            leaf.magnitude = Some(dora::init(m, *id, &leaf));
+        }
         m.replace(*id, Box::new(leaf));
         cx.set_module(old);
     }
@@ -140,6 +141,28 @@ impl LoraLinear {
             None => m.plain_linear(id, x),
         }
     }
+    /// peft's `dequantize_module_weight(base_layer)`.
+    pub(crate) fn weight(&self, m: &Run, id: ModuleId) -> Tensor {
+        let packed = self.inner.as_ref().and_then(|l| l.dense_weight(m));
+        packed.unwrap_or_else(|| m.weight(m.net.module(id).params[0].1).detach())
+    }
+    /// The base's bias.
+    pub(crate) fn bias(&self, m: &Run, id: ModuleId) -> Option<Tensor> {
+        match &self.inner {
+            Some(l) => l.bias(),
+            None => m.net.find(id, "bias").map(|p| m.weight(p).clone()),
+        }
+    }
+    pub(crate) fn base(&self) -> Base {
+        self.base
+    }
+    pub(crate) fn fan_in_fan_out(&self) -> bool {
+        self.fan_in_fan_out
+    }
+    /// `deepcopy(base_layer)`.
+    pub(crate) fn copy_base(&self, m: &Run) -> Vec<Tensor> {
+        self.inner.as_ref().map_or(vec![], |l| l.deep_copy(m))
+    }
     fn dropped(&self, m: &Run) -> f64 {
         if m.training { self.dropout } else { 0.0 }
     }
@@ -161,7 +184,9 @@ impl LoraLinear {
         let mut result = self.base_forward(m, id, x);
         let dtype = result.dtype;
         let x = ops::to_dtype(cx, x, self.a.dtype);
-        {
+        if self.magnitude.is_some() {
+            result = dora::forward(m, id, self, &x, result, self.dropped(m));
+        } else {
             let y = self.low_rank(m, &x);
             let scaled = ops::mul_scalar(cx, &y);
             drop(y);
@@ -188,6 +213,14 @@ impl LoraLinear {
         } else {
             x.clone()
         };
+        if self.magnitude.is_some() {
+            result = dora::forward(m, id, self, &x, result, self.dropped(m));
+            return if convert {
+                ops::to_dtype(cx, &result, expected)
+            } else {
+                result
+            };
+        }
         let y = self.low_rank(m, &x);
         let mut output = ops::mul_scalar(cx, &y);
         drop(y);

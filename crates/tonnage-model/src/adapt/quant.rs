@@ -2,8 +2,8 @@
 //! functional.py `quantize_4bit` and `dequantize_4bit`, autograd/_functions.py `MatMul4Bit`, backends/cuda/ops.py `gemm_4bit`).
 
 use super::gemm4;
+use super::llm_int8::Linear8bit;
 use super::target;
-use crate::error::ModelError;
 use crate::net::{Kind, ModuleId, Net};
 use crate::run::{Leaf, Run};
 use smallvec::smallvec;
@@ -71,7 +71,7 @@ pub fn unquantised(net: &Net, scope: &QuantScope) -> Vec<String> {
 
 /// Loads a model with packed weights: each replaced layer's weight goes to the device and is packed there, then its bias follows;
 /// after that the rest is loaded as usual. Weights arrive in bf16.
-pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) -> Result<(), ModelError> {
+pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) {
     let cx = m.cx.clone();
     // the fp32 code of the scales, made at first use and kept (functional.py, name2qmap)
     let mut map: Option<Tensor> = None;
@@ -89,11 +89,8 @@ pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) -> Result<(), ModelError>
                     bias: RefCell::new(bias),
                 })
             }
-            Quant::Int8 { .. } => {
-                return Err(ModelError::Unsupported(
-                    "LLM.int8".into(),
-                    "its computation is not simulated yet".into(),
-                ));
+            Quant::Int8 { outliers } => {
+                Box::new(Linear8bit::quantise(&cx, output, input, outliers, bias))
             }
         };
         m.replace(id, leaf);
@@ -107,7 +104,6 @@ pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) -> Result<(), ModelError>
             m.load_module(id);
         }
     }
-    Ok(())
 }
 
 /// A bias as it is loaded beside a packed weight.
@@ -129,7 +125,7 @@ struct Packed4 {
     absmax: Tensor,
     nested: bool,
     /// Code tables, second-level scales, offset.
-    _tables: Vec<Tensor>,
+    tables: Vec<Tensor>,
 }
 
 impl Packed4 {
@@ -180,8 +176,13 @@ impl Packed4 {
             weight,
             absmax,
             nested: double,
-            _tables: tables,
+            tables: tables,
         }
+    }
+
+    /// The tensors of the `QuantState`, in the order of its attributes: scales, code, offset, and those of the scales.
+    fn state(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.absmax).chain(&self.tables)
     }
 
     /// `dequantize_4bit`: the scales in fp32 (nested: unpacked, the offset added in place), then the weight in `dtype`.
@@ -313,6 +314,26 @@ impl Leaf for Linear4bit {
     }
     fn dense_weight(&self, m: &Run) -> Option<Tensor> {
         Some(self.packed.dequantise(&m.cx, ScalarType::BF16))
+    }
+    fn deep_copy(&self, m: &Run) -> Vec<Tensor> {
+        let cx = &m.cx;
+        // torch/_tensor.py, Tensor.__deepcopy__: the storage, then an empty tensor that is set to it
+        let deep = |t: &Tensor| {
+            let c = plain(cx, OpId::CLONE, t, t.dtype);
+            drop(cx.empty(OpId::CLONE, Shape::new(&[]), t.dtype));
+            c
+        };
+        // Params4bit copies its state and its data; the module's own reference to the state is copied again
+        let mut v: Vec<Tensor> = self.packed.state().map(deep).collect();
+        v.push(deep(&self.packed.weight));
+        v.extend(
+            self.bias
+                .borrow()
+                .iter()
+                .map(|b| plain(cx, OpId::CLONE, b, b.dtype)),
+        );
+        v.extend(self.packed.state().map(deep));
+        v
     }
     fn bias(&self) -> Option<Tensor> {
         self.bias.borrow().clone()

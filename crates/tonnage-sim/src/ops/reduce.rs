@@ -128,6 +128,21 @@ pub fn mean(cx: &Cx, x: &Tensor, dims: &[isize], keepdim: bool) -> Tensor {
     })
 }
 
+/// `torch.linalg.norm(x, dim)` (linalg_vector_norm) without history. Autocast asks for an fp32 result.
+pub fn vector_norm(cx: &Cx, x: &Tensor, dims: &[isize]) -> Tensor {
+    let raised = cx.autocast_dtype().is_some() && x.dtype.is_float() && x.dtype != ScalarType::F64;
+    let out = if raised { ScalarType::F32 } else { x.dtype };
+    reduce_raw(
+        cx,
+        OpId::NORM,
+        ReduceOp::Norm,
+        &x.detach(),
+        mask(&x.shape, dims),
+        false,
+        out,
+    )
+}
+
 /// `at::sum_to`: a broadcast gradient back to `shape`. Leading and size-1 dimensions go in one kernel, the result is viewed
 /// (aten/src/ATen/ExpandUtils.h).
 pub fn sum_to(cx: &Cx, t: &Tensor, shape: Shape) -> Tensor {
