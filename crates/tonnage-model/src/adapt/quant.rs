@@ -176,7 +176,7 @@ impl Packed4 {
             weight,
             absmax,
             nested: double,
-            tables: tables,
+            tables,
         }
     }
 
