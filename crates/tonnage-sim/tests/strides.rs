@@ -186,7 +186,7 @@ fn elementwise_outputs_have_the_strides_of_torch() {
 #[test]
 fn views_have_the_strides_of_torch_or_need_a_copy() {
     let a = t(&[2, 3, 4, 5]);
-    type Case<'a> = (&'a str, T<'a>, &'a [u64], Option<&'a [u64]>);
+    type Case<'a> = (&'a str, T, &'a [u64], Option<&'a [u64]>);
     let cases: &[Case] = &[
         ("merged", a, &[6, 20], Some(&[20, 1])),
         ("split", a, &[2, 3, 2, 2, 5], Some(&[60, 20, 10, 5, 1])),
