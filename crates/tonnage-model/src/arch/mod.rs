@@ -17,6 +17,8 @@ pub mod pose;
 pub mod resnet;
 pub mod roberta;
 pub mod spoter;
+pub mod t5;
+pub mod vit;
 pub mod timm;
 pub mod vit;
 
@@ -82,6 +84,7 @@ pub fn build(
     match model_type {
         "agi2" => agi2::build(config, head),
         "bert" => bert::build(config, head, stack),
+        "t5" => t5::build(config, head, stack),
         "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
         "distilbert" => distilbert::build(config, head),

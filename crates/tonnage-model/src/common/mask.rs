@@ -240,3 +240,8 @@ pub fn bidirectional(m: &Run, mask: Option<&Tensor>) -> Option<Tensor> {
     }
     None
 }
+
+/// 5.x's `create_causal_mask` of a decoder that was given a cache and no mask: None under SDPA, the additive mask in eager attention.
+pub fn causal_cached(m: &Run, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
+    (m.options.attention == Attention::Eager).then(|| additive(m, plain_mask(m, b, s), dtype))
+}
