@@ -18,7 +18,6 @@ pub mod resnet;
 pub mod roberta;
 pub mod spoter;
 pub mod t5;
-pub mod vit;
 pub mod timm;
 pub mod vit;
 
