@@ -49,6 +49,8 @@ pub struct ParamSpec {
     pub shape: Shape,
     pub dtype: Option<ScalarType>,
     pub module: ModuleId,
+    /// The model itself declares that it wants no gradient.
+    pub frozen: bool,
 }
 
 /// A buffer on the device. Non-persistent ones are not in the checkpoint.
@@ -238,9 +240,14 @@ impl NetBuilder {
             shape: Shape::new(shape),
             dtype,
             module,
+            frozen: false,
         });
         self.net.modules[module.0 as usize].params.push((local, id));
         id
+    }
+    /// `requires_grad_(False)` in the model's constructor.
+    pub fn freeze(&mut self, id: ParamId) {
+        self.net.params[id.0 as usize].frozen = true;
     }
     /// A parameter that is another module's (tied weights).
     pub fn tie(&mut self, local: &'static str, id: ParamId) {

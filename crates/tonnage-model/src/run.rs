@@ -135,7 +135,12 @@ impl Run {
                     spec.dtype.unwrap_or(self.options.dtype),
                 );
                 self.cx.tag(&t, Category::Parameters);
-                self.weights[p.0 as usize] = Some(self.cx.require_grad(t));
+                let frozen = spec.frozen;
+                self.weights[p.0 as usize] = Some(if frozen {
+                    t
+                } else {
+                    self.cx.require_grad(t)
+                });
             }
         }
         for b in self.net.module(id).buffers.clone() {

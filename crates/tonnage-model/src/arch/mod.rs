@@ -20,6 +20,7 @@ pub mod spoter;
 pub mod t5;
 pub mod timm;
 pub mod vit;
+pub mod whisper;
 
 use crate::error::ModelError;
 use crate::net::Net;
@@ -84,6 +85,7 @@ pub fn build(
         "agi2" => agi2::build(config, head),
         "bert" => bert::build(config, head, stack),
         "t5" => t5::build(config, head, stack),
+        "whisper" => whisper::build(config, head),
         "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
         "distilbert" => distilbert::build(config, head),

@@ -484,17 +484,6 @@ impl Side {
     }
 }
 
-/// `_shift_right`: int64 [B, T].
-fn shift_right(m: &Run, labels: &Tensor) -> Tensor {
-    let cx = &m.cx;
-    let (b, t) = (labels.size(0), labels.size(1));
-    let ids = cx.empty(OpId::ZEROS, labels.shape, ScalarType::I64);
-    let tail = Shape::new(&[b, t.saturating_sub(1)]);
-    drop(cx.empty(OpId::CLONE, tail, ScalarType::I64));
-    drop(ops::compare_scalar(cx, OpId::EQ, &ids));
-    ids
-}
-
 impl Arch for T5 {
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let cx = &m.cx;
@@ -507,7 +496,7 @@ impl Arch for T5 {
             self.encoder.forward(self, m, ids, mask, None, None)
         });
         let labels = batch.labels.as_ref();
-        let decoder_ids = labels.map(|l| shift_right(m, l));
+        let decoder_ids = labels.map(|l| common::loss::shift_right(m, l));
         let start = decoder_ids.as_ref().unwrap_or(ids);
         let cache = m
             .options

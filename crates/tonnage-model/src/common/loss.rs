@@ -67,3 +67,14 @@ pub fn cross_entropy(m: &Run, logits: &Tensor, labels: &Tensor) -> Tensor {
     let target = ops::view(cx, labels, Shape::new(&[labels.numel()]));
     ops::cross_entropy(cx, &flat, &target, ops::Reduction::Mean)
 }
+
+/// The decoder's ids from the labels of an encoder-decoder (`_shift_right`, `shift_tokens_right`): int64 [B, T].
+pub fn shift_right(m: &Run, labels: &Tensor) -> Tensor {
+    let cx = &m.cx;
+    let (b, t) = (labels.size(0), labels.size(1));
+    let ids = cx.empty(OpId::ZEROS, labels.shape, ScalarType::I64);
+    let tail = Shape::new(&[b, t.saturating_sub(1)]);
+    drop(cx.empty(OpId::CLONE, tail, ScalarType::I64));
+    drop(ops::compare_scalar(cx, OpId::EQ, &ids));
+    ids
+}
