@@ -136,11 +136,7 @@ impl Run {
                 );
                 self.cx.tag(&t, Category::Parameters);
                 let frozen = spec.frozen;
-                self.weights[p.0 as usize] = Some(if frozen {
-                    t
-                } else {
-                    self.cx.require_grad(t)
-                });
+                self.weights[p.0 as usize] = Some(if frozen { t } else { self.cx.require_grad(t) });
             }
         }
         for b in self.net.module(id).buffers.clone() {
