@@ -304,6 +304,10 @@ impl Out<'_> {
         let row = format!("{:<26}{:>14}{:>7.1}%", "= device", self.bytes(sum), 100.0);
         let row = self.s.paint(Paint::Bold, &row);
         self.line(row);
+        if !f.model.unquantised.is_empty() {
+            let list = f.model.unquantised.join(", ");
+            self.wrap(&format!("Not quantised: {list}."), 2);
+        }
         let m = f.model.managed_bytes;
         if m > 0 {
             let t = format!(

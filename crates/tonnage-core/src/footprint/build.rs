@@ -10,6 +10,8 @@ use crate::train::{Simulated, simulate};
 use crate::verdict::{Device, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::gpu;
+use tonnage_model::adapt::quant;
+use tonnage_model::arch;
 
 /// What to work out besides the footprint.
 #[derive(Clone, Debug, Default)]
@@ -213,6 +215,7 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
             param_bytes: sim.param_bytes,
             buffer_bytes: sim.buffer_bytes,
             managed_bytes: sim.managed_bytes,
+            unquantised: unquantised(job, here),
         },
         micro_batch_size: job.count("train.micro_batch_size").unwrap_or(1),
         gradient_accumulation_steps: job.count("train.gradient_accumulation_steps").unwrap_or(1),
@@ -270,10 +273,30 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
     }
 }
 
+/// What a quantiser leaves as it is: module patterns, each once, in order.
+fn unquantised(job: &Job, here: &Device) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let Ok(spec) = job.spec(&here.gpu) else {
+        return out;
+    };
+    if spec.quant.is_none() {
+        return out;
+    }
+    if let Ok(b) = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack) {
+        for name in quant::unquantised(&b.net, &spec.quant_scope) {
+            let p = pattern(&name);
+            if !out.contains(&p) {
+                out.push(p);
+            }
+        }
+    }
+    out
+}
+
 /// Parameters of the base model, unpacked and without adapters.
 fn base_count(job: &Job) -> Option<u64> {
     let (t, c) = job.model_config().ok()?;
-    tonnage_model::arch::build(&t, &c, job.head(), &job.stack())
+    arch::build(&t, &c, job.head(), &job.stack())
         .ok()
         .map(|b| b.net.param_count())
 }

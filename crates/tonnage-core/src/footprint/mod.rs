@@ -148,6 +148,8 @@ pub struct ModelCounts {
     pub buffer_bytes: u64,
     /// Optimizer state in managed memory, outside the allocator's figures.
     pub managed_bytes: u64,
+    /// Modules with parameters that a quantiser leaves as they are (`model.layers.*.input_layernorm`).
+    pub unquantised: Vec<String>,
 }
 
 /// An edit and what it would save.
