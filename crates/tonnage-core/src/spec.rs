@@ -114,6 +114,8 @@ pub struct Spec {
     pub accumulation: u32,
     pub clip: Option<f64>,
     pub set_to_none: bool,
+    /// `zero_grad()` stands between forward and backward (plain loop): old gradients live through the forward pass.
+    pub zero_grad_late: bool,
     pub hold: Hold,
     pub checkpoint: bool,
     pub driver: Loop,

@@ -451,15 +451,14 @@ impl Out<'_> {
             self.wrap(&t, names + values + 6);
         }
         if !stated.is_empty() {
-            let list: Vec<_> = stated
+            let list: Vec<String> = stated
                 .iter()
-                .map(|a| {
-                    format!(
-                        "{} = {}",
-                        a.key.rsplit('.').next().unwrap_or(&a.key),
-                        a.value
-                    )
-                })
+                .map(
+                    |a| match a.flag.strip_prefix("--").and_then(|f| f.split(' ').next()) {
+                        Some(flag) => format!("--{flag} {}", a.value),
+                        None => format!("{} = {}", local(&a.key), a.value),
+                    },
+                )
                 .collect();
             self.wrap(&format!("  given: {}", list.join(", ")), 4);
         }

@@ -152,7 +152,7 @@ pub struct CompareArgs {
     /// The card that the question is about
     #[arg(long, value_name = "ID")]
     pub gpu: Option<String>,
-    /// One job for each value of a setting; given twice, every combination
+    /// One job for each value of a setting (of several: ONE+TWO=A,B); given twice, every combination
     #[arg(long, value_name = "SETTING=A,B,...")]
     pub sweep: Vec<String>,
     /// Form of the output

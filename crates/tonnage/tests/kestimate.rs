@@ -18,14 +18,41 @@ fn every_seed() -> Vec<&'static str> {
 fn k4_parts_add_up_to_the_total_to_the_byte() {
     for name in every_seed() {
         let f = expected(&job(name));
-        let sum = |level: &str| f.components.iter().filter(|l| l.level == level).map(|l| l.bytes).sum::<u64>();
+        let sum = |level: &str| {
+            f.components
+                .iter()
+                .filter(|l| l.level == level)
+                .map(|l| l.bytes)
+                .sum::<u64>()
+        };
         assert_eq!(sum("allocated"), f.peak.allocated.expected, "{name}");
-        assert_eq!(sum("allocated") + sum("reserved"), f.peak.reserved.expected, "{name}");
-        assert_eq!(sum("allocated") + sum("reserved") + sum("device"), f.peak.device.expected, "{name}");
-        assert_eq!(f.modules.iter().map(|m| m.bytes).sum::<u64>(), f.peak.allocated.expected, "{name}");
-        assert_eq!(f.tensors.iter().map(|t| t.bytes).sum::<u64>(), f.peak.allocated.expected, "{name}");
+        assert_eq!(
+            sum("allocated") + sum("reserved"),
+            f.peak.reserved.expected,
+            "{name}"
+        );
+        assert_eq!(
+            sum("allocated") + sum("reserved") + sum("device"),
+            f.peak.device.expected,
+            "{name}"
+        );
+        assert_eq!(
+            f.modules.iter().map(|m| m.bytes).sum::<u64>(),
+            f.peak.allocated.expected,
+            "{name}"
+        );
+        assert_eq!(
+            f.tensors.iter().map(|t| t.bytes).sum::<u64>(),
+            f.peak.allocated.expected,
+            "{name}"
+        );
         for m in &f.modules {
-            assert_eq!(m.components.iter().map(|c| c.1).sum::<u64>(), m.bytes, "{name} {}", m.module);
+            assert_eq!(
+                m.components.iter().map(|c| c.1).sum::<u64>(),
+                m.bytes,
+                "{name} {}",
+                m.module
+            );
         }
     }
 }
@@ -37,9 +64,16 @@ fn k4_no_part_is_missing_and_each_explains_itself_with_numbers() {
     assert_eq!(gpt.component(Component::Buffers) / (1 << 20), 774);
     assert!(gpt.component(Component::Buffers) >= 16 * 12 * 1024 * 1024 * 4);
     let scores = gpt.component(Component::AttentionScores);
-    assert!(scores >= 16 * 9 * 12 * 24 * 1024 * 1024 && scores < 16 * 9 * 12 * 24 * 1024 * 1024 + (64 << 20), "{scores}");
+    assert!(
+        scores >= 16 * 9 * 12 * 24 * 1024 * 1024
+            && scores < 16 * 9 * 12 * 24 * 1024 * 1024 + (64 << 20),
+        "{scores}"
+    );
     let copies = 24 * 1024 * 50304 * 4u64;
-    assert!(gpt.component(Component::LogitsAndLoss) >= 4 * copies, "log-softmax, its gradient, nll's, and the held logits");
+    assert!(
+        gpt.component(Component::LogitsAndLoss) >= 4 * copies,
+        "log-softmax, its gradient, nll's, and the held logits"
+    );
     let deepseek = expected(&job("deepseek-qlora.json"));
     for c in [
         Component::Parameters,
@@ -56,19 +90,42 @@ fn k4_no_part_is_missing_and_each_explains_itself_with_numbers() {
         assert!(deepseek.component(c) > 0, "{c:?}");
         let t = explain::explain(&deepseek, c.name(), &Style::default()).unwrap();
         let bytes = deepseek.component(c);
-        let sum = t.lines().any(|l| l.contains('=') && l.contains(&bytes.to_string()));
-        assert!(sum || t.contains(&tonnage_units::Count(bytes).grouped()), "{t}");
+        let sum = t
+            .lines()
+            .any(|l| l.contains('=') && l.contains(&bytes.to_string()));
+        assert!(
+            sum || t.contains(&tonnage_units::Count(bytes).grouped()),
+            "{t}"
+        );
         assert!(t.lines().count() >= 3, "{t}");
     }
-    assert!(explain::explain(&deepseek, "logit_and_loss", &Style::default()).unwrap_err().contains("did you mean `logits_and_loss`?"));
+    assert!(
+        explain::explain(&deepseek, "logit_and_loss", &Style::default())
+            .unwrap_err()
+            .contains("did you mean `logits_and_loss`?")
+    );
 }
 
 #[test]
 fn k5_the_peak_has_a_phase_and_the_optimizers_transient_counts() {
-    let f = expected(&made(&[("model", "gpt2"), ("seq-len", "1024"), ("batch-size", "4")]));
-    assert_eq!((f.instant.phase.as_str(), f.instant.op.as_str()), ("backward", "_log_softmax_backward_data"));
+    let f = expected(&made(&[
+        ("model", "gpt2"),
+        ("seq-len", "1024"),
+        ("batch-size", "4"),
+    ]));
+    assert_eq!(
+        (f.instant.phase.as_str(), f.instant.op.as_str()),
+        ("backward", "_log_softmax_backward_data")
+    );
     let phases: Vec<&str> = f.phases.iter().map(|p| p.phase.as_str()).collect();
-    for p in ["load", "input", "forward", "backward", "optimizer", "zero_grad"] {
+    for p in [
+        "load",
+        "input",
+        "forward",
+        "backward",
+        "optimizer",
+        "zero_grad",
+    ] {
         assert!(phases.contains(&p), "{phases:?}");
     }
     let top = f.phases.iter().max_by_key(|p| p.allocated_bytes).unwrap();
@@ -77,8 +134,16 @@ fn k5_the_peak_has_a_phase_and_the_optimizers_transient_counts() {
     // one short sequence: the foreach optimizer's temporaries are the peak
     let f = expected(&made(&[("model", "gpt2"), ("seq-len", "16")]));
     assert_eq!(f.instant.phase, "optimizer");
-    assert!(f.component(Component::Temporaries) >= 4 * 124_439_808, "{:?}", f.components);
-    let fused = expected(&made(&[("model", "gpt2"), ("seq-len", "16"), ("optimizer", "adamw_fused")]));
+    assert!(
+        f.component(Component::Temporaries) >= 4 * 124_439_808,
+        "{:?}",
+        f.components
+    );
+    let fused = expected(&made(&[
+        ("model", "gpt2"),
+        ("seq-len", "16"),
+        ("optimizer", "adamw_fused"),
+    ]));
     assert!(fused.peak.allocated.expected < f.peak.allocated.expected);
 }
 
@@ -92,11 +157,29 @@ fn k6_the_loss_is_the_largest_swing_with_a_verdict_per_card_for_both() {
     let shares: f64 = f.uncertainties.iter().map(|u| u.share_pct).sum();
     assert!((shares - 100.0).abs() < 1e-6);
     for u in &f.uncertainties {
-        assert!(!u.why.is_empty() && u.alternatives.iter().all(|a| a.reserved_bytes.is_some() || a.unsupported.is_some()), "{u:?}");
+        assert!(
+            !u.why.is_empty()
+                && u.alternatives
+                    .iter()
+                    .all(|a| a.reserved_bytes.is_some() || a.unsupported.is_some()),
+            "{u:?}"
+        );
     }
-    assert!(f.peak.device.low < f.peak.device.expected && f.peak.device.expected < f.peak.device.high);
+    assert!(
+        f.peak.device.low < f.peak.device.expected && f.peak.device.expected < f.peak.device.high
+    );
     let cards: Vec<&str> = f.verdicts.iter().map(|r| r.gpu.as_str()).collect();
-    assert_eq!(cards, ["rtx-3060-12gb", "rtx-3070", "rtx-3080-10gb", "rtx-3090", "rtx-4090", "a100-sxm4-40gb"]);
+    assert_eq!(
+        cards,
+        [
+            "rtx-3060-12gb",
+            "rtx-3070",
+            "rtx-3080-10gb",
+            "rtx-3090",
+            "rtx-4090",
+            "a100-sxm4-40gb"
+        ]
+    );
     for r in &f.verdicts {
         assert_eq!(r.cases.len(), 2, "{}", r.gpu);
         let (plain, fused) = (&r.cases[0].1, &r.cases[1].1);
@@ -105,15 +188,26 @@ fn k6_the_loss_is_the_largest_swing_with_a_verdict_per_card_for_both() {
         for v in [plain, fused] {
             // a verdict never contradicts its own numbers
             match v.outcome {
-                Outcome::No => assert!(v.failure.as_ref().is_some_and(|x| x.message.starts_with("CUDA out of memory"))),
+                Outcome::No => assert!(
+                    v.failure
+                        .as_ref()
+                        .is_some_and(|x| x.message.starts_with("CUDA out of memory"))
+                ),
                 Outcome::Fits => assert!(v.margin_bytes >= 0 && v.retries == 0, "{v:?}"),
                 Outcome::Tight => assert!(v.failure.is_none()),
             }
             assert!(v.peak_reserved_bytes <= v.available_bytes);
         }
     }
-    let by = |gpu: &str, case: usize| f.verdicts.iter().find(|r| r.gpu == gpu).unwrap().cases[case].1.outcome;
-    assert_eq!((by("rtx-3070", 0), by("rtx-3070", 1)), (Outcome::No, Outcome::Fits));
+    let by = |gpu: &str, case: usize| {
+        f.verdicts.iter().find(|r| r.gpu == gpu).unwrap().cases[case]
+            .1
+            .outcome
+    };
+    assert_eq!(
+        (by("rtx-3070", 0), by("rtx-3070", 1)),
+        (Outcome::No, Outcome::Fits)
+    );
 }
 
 #[test]
@@ -126,15 +220,33 @@ fn k7_autocast_saves_nothing_of_the_model_states_and_fp16_nothing_against_bf16()
     for c in [Component::Parameters, Component::Buffers] {
         assert_eq!(fp32.component(c), mixed.component(c), "{c:?}");
     }
-    let (a, b) = (fp32.component(Component::OptimizerState), mixed.component(Component::OptimizerState));
-    assert!(a.abs_diff(b) * 100 < a, "block rounding alone differs: {a} {b}");
+    let (a, b) = (
+        fp32.component(Component::OptimizerState),
+        mixed.component(Component::OptimizerState),
+    );
+    assert!(
+        a.abs_diff(b) * 100 < a,
+        "block rounding alone differs: {a} {b}"
+    );
     assert!(mixed.component(Component::AutocastCopies) > 0);
     let (bf16, fp16) = (with_precision("bf16"), with_precision("fp16"));
     assert_eq!(states(&bf16), states(&fp16));
     assert_eq!(bf16.peak, fp16.peak);
     assert!(bf16.peak.allocated.expected < fp32.peak.allocated.expected);
-    let o = tonnage(&["compare", "--model", "gpt2", "--seq-len", "256", "--sweep", "precision=fp32,bf16-mixed,bf16"]);
-    assert!(stdout(&o).contains("precision=bf16-mixed against precision=fp32"), "{}", stdout(&o));
+    let o = tonnage(&[
+        "compare",
+        "--model",
+        "gpt2",
+        "--seq-len",
+        "256",
+        "--sweep",
+        "precision=fp32,bf16-mixed,bf16",
+    ]);
+    assert!(
+        stdout(&o).contains("precision=bf16-mixed against precision=fp32"),
+        "{}",
+        stdout(&o)
+    );
     assert!(stdout(&o).contains('%'));
 }
 
@@ -142,7 +254,12 @@ fn k7_autocast_saves_nothing_of_the_model_states_and_fp16_nothing_against_bf16()
 fn k10_methods_list_what_stays_and_respect_the_floor() {
     let f = expected(&job("deepseek-qlora.json"));
     let left = &f.model.unquantised;
-    for m in ["model.embed_tokens", "lm_head", "model.norm", "model.layers.*.input_layernorm"] {
+    for m in [
+        "model.embed_tokens",
+        "lm_head",
+        "model.norm",
+        "model.layers.*.input_layernorm",
+    ] {
         assert!(left.iter().any(|x| x == m), "{left:?}");
     }
     assert!(!left.iter().any(|x| x.ends_with("_proj")), "{left:?}");
@@ -156,7 +273,11 @@ fn k10_methods_list_what_stays_and_respect_the_floor() {
         ("checkpointing", "full"),
     ]);
     let f = expected(&lora);
-    assert!(f.peak.allocated.expected > 26_030_000_000, "{}", f.peak.allocated.expected);
+    assert!(
+        f.peak.allocated.expected > 26_030_000_000,
+        "{}",
+        f.peak.allocated.expected
+    );
     assert!(f.peak.device.low > 26_030_000_000);
     // rank r on a square and a square projection of width 5120, 40 layers
     assert_eq!(f.model.trainable_count, 40 * 2 * 2 * 8 * 5120);
@@ -166,21 +287,62 @@ fn k10_methods_list_what_stays_and_respect_the_floor() {
 
 #[test]
 fn k22_checkpointing_leaves_one_input_a_layer_and_one_recomputed_layer() {
-    let base = made(&[("model", "meta-llama/Llama-2-7b-hf"), ("seq-len", "512"), ("batch-size", "2"), ("precision", "bf16")]);
+    let base = made(&[
+        ("model", "meta-llama/Llama-2-7b-hf"),
+        ("seq-len", "512"),
+        ("batch-size", "2"),
+        ("precision", "bf16"),
+    ]);
     let saved = |c: &str| {
-        let j = with(&base, &[("checkpointing", c), ("optimizer", "sgd"), ("model.config.num_hidden_layers", "8")]);
-        let e = run(&j, &Options { expected_only: true, ..Options::default() });
+        let j = with(
+            &base,
+            &[
+                ("checkpointing", c),
+                ("optimizer", "sgd"),
+                ("model.config.num_hidden_layers", "8"),
+            ],
+        );
+        let e = run(
+            &j,
+            &Options {
+                expected_only: true,
+                ..Options::default()
+            },
+        );
         // what forward has left behind when backward begins
-        let i = e.analysis.intervals.iter().find(|i| i.mark.step == 1 && i.mark.phase.name() == "forward").unwrap();
-        (i.end.requested - e.analysis.intervals.iter().find(|i| i.mark.step == 1 && i.mark.phase.name() == "input").unwrap().end.requested, e)
+        let i = e
+            .analysis
+            .intervals
+            .iter()
+            .find(|i| i.mark.step == 1 && i.mark.phase.name() == "forward")
+            .unwrap();
+        (
+            i.end.requested
+                - e.analysis
+                    .intervals
+                    .iter()
+                    .find(|i| i.mark.step == 1 && i.mark.phase.name() == "input")
+                    .unwrap()
+                    .end
+                    .requested,
+            e,
+        )
     };
     let (none, _) = saved("none");
     let (full, e) = saved("full");
     let inputs = 8 * 2 * 512 * 4096 * 2u64;
-    assert!(full >= inputs, "never below one input a layer: {full} {inputs}");
+    assert!(
+        full >= inputs,
+        "never below one input a layer: {full} {inputs}"
+    );
     assert!(full * 4 < none, "{full} {none}");
     // one layer's recomputation is alive in backward, beside the inputs
-    let back = e.analysis.intervals.iter().find(|i| i.mark.step == 1 && i.mark.phase.name() == "backward").unwrap();
+    let back = e
+        .analysis
+        .intervals
+        .iter()
+        .find(|i| i.mark.step == 1 && i.mark.phase.name() == "backward")
+        .unwrap();
     assert!(back.peak.requested > e.simulated.param_bytes + inputs + (none - inputs) / 8 / 2);
 }
 
@@ -192,7 +354,10 @@ fn k23_accumulation_costs_a_gradient_buffer_and_no_more() {
     assert_eq!(two.peak.allocated.expected, eight.peak.allocated.expected);
     let gradients = 4 * 124_439_808u64;
     let more = two.peak.allocated.expected - one.peak.allocated.expected;
-    assert!(more >= gradients && more < gradients + gradients / 20, "{more}");
+    assert!(
+        more >= gradients && more < gradients + gradients / 20,
+        "{more}"
+    );
     assert_eq!((eight.effective_batch, eight.micro_batch_size), (16, 2));
     let text = tonnage_report::text::footprint(&eight, &Style::default());
     assert!(text.contains("batch 2 x 8 = 16"), "{text}");

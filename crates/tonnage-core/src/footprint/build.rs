@@ -164,9 +164,16 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
         )
         .collect();
     tensors.sort_by(|x, y| {
-        y.bytes
-            .cmp(&x.bytes)
-            .then_with(|| (&x.module, &x.op, x.bytes_each).cmp(&(&y.module, &y.op, y.bytes_each)))
+        let key = |t: &TensorGroup| {
+            (
+                t.module.clone(),
+                t.op.clone(),
+                t.phase.clone(),
+                t.component,
+                t.bytes_each,
+            )
+        };
+        y.bytes.cmp(&x.bytes).then_with(|| key(x).cmp(&key(y)))
     });
     let (_, outside) = (
         here.overhead.context.expected,

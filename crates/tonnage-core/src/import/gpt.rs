@@ -36,7 +36,11 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         "outputs",
         "the trainer's `logits` variable lives until the next call returns",
     );
-    i.say("train.zero_grad", "none", trainer);
+    i.say(
+        "train.zero_grad",
+        "late",
+        "zero_grad() stands between forward and backward",
+    );
     i.uncertain(
         "train.hold",
         vec![Value::Text("loss".into())],

@@ -250,10 +250,10 @@ pub static SETTINGS: &[Setting] = &[
     s(
         "train.zero_grad",
         "zero-grad",
-        Kind::Choice(&[("none", ""), ("zero", "")]),
+        Kind::Choice(&[("none", ""), ("zero", ""), ("late", "")]),
         Some("none"),
         &[],
-        "zero_grad(set_to_none): gradients are freed, or kept and zeroed",
+        "after the step gradients are freed (none), or kept and zeroed (zero); late: freed between forward and backward",
     ),
     s(
         "train.clip_grad_norm",

@@ -172,6 +172,7 @@ impl Job {
             steps: self.count("train.steps").unwrap_or(3) as u32,
             accumulation: self.count("train.gradient_accumulation_steps").unwrap_or(1) as u32,
             clip: self.number("train.clip_grad_norm").filter(|v| *v > 0.0),
+            zero_grad_late: self.word("train.zero_grad") == "late",
             set_to_none: self.word("train.zero_grad") != "zero",
             hold: if self.word("train.hold") == "outputs" {
                 Hold::Outputs

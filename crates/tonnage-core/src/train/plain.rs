@@ -53,6 +53,10 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             if spec.hold == Hold::Loss {
                 held = Output::default();
             }
+            if spec.zero_grad_late && mb == 0 {
+                cx.mark(step, mb, Phase::ZeroGrad);
+                optim::zero_grad(cx, &params, spec.set_to_none);
+            }
             cx.mark(step, mb, Phase::Backward);
             let l = loss
                 .as_ref()
@@ -85,8 +89,10 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             }
             None => opt.step(cx, &params),
         }
-        cx.mark(step, 0, Phase::ZeroGrad);
-        optim::zero_grad(cx, &params, spec.set_to_none);
+        if !spec.zero_grad_late {
+            cx.mark(step, 0, Phase::ZeroGrad);
+            optim::zero_grad(cx, &params, spec.set_to_none);
+        }
     }
     cx.mark(spec.steps as i32, 0, Phase::End);
     Ok(opt.managed_bytes())

@@ -192,6 +192,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
             .and_then(|v| v.as_f64())
             .or((driver == Loop::Trainer).then_some(1.0))
             .filter(|v| *v > 0.0),
+        zero_grad_late: false,
         set_to_none: c
             .get("set_to_none")
             .and_then(|v| v.as_bool())

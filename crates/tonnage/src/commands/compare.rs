@@ -72,7 +72,7 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
     if answered { Status::Ok } else { status }
 }
 
-/// Every job with every value of `setting=a,b,c`.
+/// Every job with every value of `setting=a,b,c`; `one+two=a,b` gives both settings each value.
 fn sweep(jobs: &[(String, Job)], spec: &str, several: bool) -> Result<Vec<(String, Job)>, String> {
     let (name, values) = spec
         .split_once('=')
@@ -81,10 +81,14 @@ fn sweep(jobs: &[(String, Job)], spec: &str, several: bool) -> Result<Vec<(Strin
     for (label, job) in jobs {
         for v in values.split(',').map(str::trim).filter(|v| !v.is_empty()) {
             let mut j = job.clone();
-            j.set_text(name, v)?;
+            for one in name.split('+') {
+                j.set_text(one.trim(), v)?;
+            }
             // the swept setting is no longer uncertain
-            j.uncertain.retain(|u| !u.key.ends_with(name));
-            let short = name.rsplit('.').next().unwrap_or(name);
+            j.uncertain
+                .retain(|u| !name.split('+').any(|n| u.key.ends_with(n.trim())));
+            let first = name.split('+').next().unwrap_or(name);
+            let short = first.rsplit('.').next().unwrap_or(first);
             let swept_before = label.contains('=');
             out.push((
                 if several || swept_before {

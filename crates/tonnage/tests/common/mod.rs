@@ -8,7 +8,9 @@ use tonnage_core::{Diagnostic, Job, import};
 
 /// A file of `tests/seeds`.
 pub fn seed(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/seeds").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/seeds")
+        .join(name)
 }
 
 /// The seed's file as a job.
@@ -23,12 +25,22 @@ pub fn job(name: &str) -> Job {
 }
 
 pub fn shown(bad: &[Diagnostic]) -> String {
-    bad.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    bad.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The footprint at the expected values.
 pub fn expected(job: &Job) -> Footprint {
-    run(job, &Options { expected_only: true, ..Options::default() }).footprint
+    run(
+        job,
+        &Options {
+            expected_only: true,
+            ..Options::default()
+        },
+    )
+    .footprint
 }
 
 pub fn run(job: &Job, options: &Options) -> Estimate {
@@ -73,7 +85,13 @@ pub fn stderr(o: &Output) -> String {
 
 /// The parts that do not depend on the batch: model states.
 pub fn states(f: &Footprint) -> [u64; 4] {
-    [Component::Parameters, Component::Buffers, Component::Gradients, Component::OptimizerState].map(|c| f.component(c))
+    [
+        Component::Parameters,
+        Component::Buffers,
+        Component::Gradients,
+        Component::OptimizerState,
+    ]
+    .map(|c| f.component(c))
 }
 
 pub const GPT: [&str; 10] = [
@@ -100,5 +118,9 @@ pub const AGI2: [&str; 8] = [
     "agi2/bigwill-later.toml",
 ];
 
-pub const STATESET: [&str; 4] =
-    ["stateset/stateset-7b.json", "stateset/stateset-7b-grpo.json", "stateset/stateset-7b-gspo.json", "stateset/stateset-7b-24gb.json"];
+pub const STATESET: [&str; 4] = [
+    "stateset/stateset-7b.json",
+    "stateset/stateset-7b-grpo.json",
+    "stateset/stateset-7b-gspo.json",
+    "stateset/stateset-7b-24gb.json",
+];

@@ -40,6 +40,7 @@ fn spec(r: &Value) -> Result<Spec, Why> {
         steps: 3,
         accumulation: 1,
         clip: None,
+        zero_grad_late: false,
         set_to_none: true,
         hold: Hold::Loss,
         checkpoint: false,
