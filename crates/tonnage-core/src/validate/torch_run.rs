@@ -123,8 +123,8 @@ fn quant(c: &Value) -> Result<Option<Quant>, CoreError> {
     })
 }
 
-/// The recording script replaces instances of `nn.Linear` itself that are not called `lm_head`: so GPT-NeoX's head is packed, and
-/// none of Falcon's layers, which are of a class of their own.
+/// The recording script replaces instances of `nn.Linear` itself that are not called `lm_head`: so the head of
+/// GPT-NeoX is packed in transformers 4 (`embed_out`), and none of Falcon's layers, which are of a class of their own.
 fn quant_scope(family: &str) -> QuantScope {
     match family {
         "falcon" => QuantScope::Nothing,
