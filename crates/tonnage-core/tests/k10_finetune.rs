@@ -8,30 +8,44 @@ use tonnage_core::validate::torch_run::{figures, rows, spec};
 use tonnage_sim::EventKind;
 
 fn groundtruth(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../groundtruth").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../groundtruth")
+        .join(name)
 }
 
 fn records(file: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(groundtruth(file)).unwrap();
-    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    text.lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 fn finetunes(record: &Value) -> bool {
-    ["peft", "quant", "freeze"].iter().any(|k| record["config"].get(k).is_some())
+    ["peft", "quant", "freeze"]
+        .iter()
+        .any(|k| record["config"].get(k).is_some())
 }
 
 /// Every recorded fine-tuning job of both transformers versions that is supported at all is exact in every figure.
 #[test]
 fn k10_recorded_fine_tuning_is_exact() {
     let (mut exact, mut unsupported) = (0, vec![]);
-    for file in ["torch-trace-dev.jsonl", "torch-trace-tf457-dev.jsonl", "torch-trace-own.jsonl"] {
+    for file in [
+        "torch-trace-dev.jsonl",
+        "torch-trace-tf457-dev.jsonl",
+        "torch-trace-own.jsonl",
+    ] {
         for record in records(file).iter().filter(|r| finetunes(r)) {
             let rows = rows(record);
             if let Some(why) = &rows[0].unsupported {
                 unsupported.push(format!("{}: {why}", record["id"]));
                 continue;
             }
-            let wrong: Vec<_> = rows.iter().filter(|r| r.error_pct > 0.0).map(|r| (&r.metric, &r.measured, &r.predicted)).collect();
+            let wrong: Vec<_> = rows
+                .iter()
+                .filter(|r| r.error_pct > 0.0)
+                .map(|r| (&r.metric, &r.measured, &r.predicted))
+                .collect();
             assert!(wrong.is_empty(), "{}: {wrong:?}", record["id"]);
             exact += 1;
         }
@@ -74,8 +88,13 @@ fn k10_events_are_those_of_recorded_fine_tuning() {
         let ours = settle(sim.timeline.events.iter().filter_map(entry).collect());
         let mut text = String::new();
         let file = std::fs::File::open(groundtruth(&format!("traces-own/{id}.jsonl.gz"))).unwrap();
-        flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
-        let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|t| t["ph"] != "end");
+        flate2::read::GzDecoder::new(file)
+            .read_to_string(&mut text)
+            .unwrap();
+        let lines = text
+            .lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap())
+            .filter(|t| t["ph"] != "end");
         let recorded = |t: Value| match t["e"].as_str() {
             Some("a") => Some((false, t["id"].as_u64()?, t["req"].as_u64()?)),
             Some("f") => Some((true, t["id"].as_u64()?, 0)),
@@ -84,7 +103,11 @@ fn k10_events_are_those_of_recorded_fine_tuning() {
         let theirs = settle(lines.filter_map(recorded).collect());
         let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
         assert_eq!(differs, None, "{id}: first different event");
-        assert_eq!(ours.len(), theirs.len(), "{id}: one goes on after the other ends");
+        assert_eq!(
+            ours.len(),
+            theirs.len(),
+            "{id}: one goes on after the other ends"
+        );
     }
 }
 
