@@ -119,10 +119,16 @@ pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<B
         });
         (b.id(), rotary, embed, drop, layers, norm)
     });
-    let head = if c.tie_word_embeddings {
-        Linear::tied(&mut b, "lm_head", d, c.vocab_size, embed.1, false)
+    // its name decides what a script that skips `lm_head` packs (record gpt_neox-tiny-plain-fp16-nf4-dora4-d0-ckpt-tf4.57.6)
+    let name = if stack.transformers_5() {
+        "lm_head"
     } else {
-        Linear::new(&mut b, "lm_head", d, c.vocab_size, false)
+        "embed_out"
+    };
+    let head = if c.tie_word_embeddings {
+        Linear::tied(&mut b, name, d, c.vocab_size, embed.1, false)
+    } else {
+        Linear::new(&mut b, name, d, c.vocab_size, false)
     };
     Ok(Built {
         net: b.finish(),
