@@ -16,6 +16,8 @@ pub enum Format {
     Safetensors,
     /// `model.safetensors.index.json`.
     SafetensorsIndex,
+    /// The header of a `.gguf` file.
+    Gguf,
 }
 
 impl Format {
@@ -24,6 +26,7 @@ impl Format {
             Format::Config => "config.json",
             Format::Safetensors => "safetensors header",
             Format::SafetensorsIndex => "safetensors index",
+            Format::Gguf => "GGUF header",
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod error;
+pub mod gguf;
 pub mod index;
 pub mod json;
 pub mod safetensors;
