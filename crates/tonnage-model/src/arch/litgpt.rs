@@ -354,10 +354,12 @@ impl Linear {
     }
 }
 
-/// `new_zeros(...).index_copy_(-1, lora_ind, x)`; its gradient selects the columns again.
+/// `new_zeros(...).index_copy_(-1, lora_ind, x)`; its gradient selects the columns again. `index_copy` keeps its source, whose shape the
+/// gradient takes (torch 2.4 derivatives.yaml).
 fn zero_pad(m: &Run, x: &Tensor, width: u64) -> Tensor {
     let cx = &m.cx;
-    let n = cx.node(OpId::INDEX, &[x]);
+    let mut n = cx.node(OpId::INDEX, &[x]);
+    n.save(cx, x);
     let y = cx.empty(OpId::ZEROS, x.shape.with(-1, width), x.dtype);
     n.finish(cx, y, |cx, s, grads| -> Grads {
         let g = grads[0].take().expect("gradient");
