@@ -1,1 +1,31 @@
-//! See the crate's description.
+//! Where a model's files are: a local folder, an entry of the Hugging Face cache, or a model hub. Only configurations and the headers of
+//! safetensors files are read, never a weight; nothing is written.
+
+mod env;
+mod error;
+mod files;
+mod http;
+mod hub;
+mod inventory;
+mod local;
+mod name;
+
+pub use env::{Env, Secret};
+pub use error::HostError;
+pub use files::{ModelFiles, Origin};
+pub use inventory::{Comparison, Group, compare};
+pub use local::{cached, folder, is_model_folder};
+pub use name::{Revision, check_id};
+
+/// The files of a model by its hub id: from the cache where it has them, else from the hub.
+///
+/// # Errors
+/// An id or revision that cannot be one, a damaged file, and everything that keeps the hub from answering.
+pub fn find(env: &Env, id: &str, revision: Option<&str>) -> Result<ModelFiles, HostError> {
+    check_id(id)?;
+    let revision = Revision::parse(revision.unwrap_or("main"))?;
+    if let Some(files) = local::cached(env, id, &revision)? {
+        return Ok(files);
+    }
+    hub::fetch(env, id, &revision)
+}
