@@ -158,3 +158,43 @@ impl RmsNorm {
         })
     }
 }
+
+/// The RMS norm of Gemma models (`Gemma3RMSNorm`): scaled by `1 + weight` in fp32, cast back at the end
+/// (transformers 5.17 and 4.57.6, src/transformers/models/gemma3/modeling_gemma3.py; case `gemma3-tiny-plain-bf16-sdpa`).
+#[derive(Clone, Copy, Debug)]
+pub struct GemmaNorm {
+    pub id: ModuleId,
+    weight: ParamId,
+}
+
+impl GemmaNorm {
+    pub fn new(b: &mut NetBuilder, name: &str, width: u64) -> GemmaNorm {
+        b.scope_kind(name, Kind::Norm, |b| GemmaNorm {
+            weight: b.param("weight", &[width]),
+            id: b.id(),
+        })
+    }
+    /// Over the last dimension, same shape and dtype.
+    pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        m.within(self.id, || {
+            let cx = &m.cx;
+            let f = ops::to_dtype(cx, x, ScalarType::F32);
+            let square = ops::pow_scalar(cx, &f);
+            let variance = ops::mean(cx, &square, &[-1], true);
+            drop(square);
+            let eps = ops::add_scalar(cx, &variance);
+            drop(variance);
+            let r = ops::rsqrt(cx, &eps);
+            drop(eps);
+            let mut output = ops::mul(cx, &f, &r);
+            drop(r);
+            drop(f);
+            let w = ops::to_dtype(cx, m.weight(self.weight), ScalarType::F32);
+            let scale = ops::add_scalar(cx, &w);
+            drop(w);
+            output = ops::mul(cx, &output, &scale);
+            drop(scale);
+            ops::to_dtype(cx, &output, x.dtype)
+        })
+    }
+}

@@ -444,10 +444,10 @@ fn causal_mask(
     let eager = m.options.attention == Attention::Eager;
     let mut mask = if five {
         let mut mask = match &batch.attention_mask {
-            None => common::mask::plain_mask(m, b, s),
+            None => common::mask::plain_mask(m, b, s, false),
             Some(given) => {
                 let bools = ops::plain(cx, OpId::TO_COPY, given, ScalarType::Bool);
-                let mask = common::mask::padding_mask(m, b, s);
+                let mask = common::mask::padding_mask(m, b, s, false);
                 drop(bools);
                 mask
             }

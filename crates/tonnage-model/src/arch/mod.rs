@@ -5,6 +5,7 @@ pub mod bert;
 pub mod convnext;
 pub mod distilbert;
 pub mod falcon;
+pub mod gemma3;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_per_head;
@@ -90,6 +91,8 @@ pub fn build(
         "roberta" => roberta::build(config, head, stack),
         "distilbert" => distilbert::build(config, head),
         "falcon" => falcon::build(config, head, stack),
+        "gemma3" if config.get("text_config").is_none() => gemma3::build(config, head, stack),
+        "gemma3_text" => gemma3::build(config, head, stack),
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),

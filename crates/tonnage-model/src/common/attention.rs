@@ -15,11 +15,25 @@ pub fn attend(
     dropout: f64,
     is_causal: bool,
 ) -> Tensor {
+    attend_with_weights(m, q, k, v, mask, dropout, is_causal).0
+}
+
+/// The same with what the caller's frame keeps beside the result: eager attention's probabilities [B, H, S, S].
+pub fn attend_with_weights(
+    m: &Run,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    dropout: f64,
+    is_causal: bool,
+) -> (Tensor, Option<Tensor>) {
     let cx = &m.cx;
     let groups = q.size(1) / k.size(1);
     let p = if m.training { dropout } else { 0.0 };
     if m.options.attention == Attention::Eager {
-        return eager(m, q, k, v, mask, p);
+        let (o, w) = eager(m, q, k, v, mask, p);
+        return (o, Some(w));
     }
     let gqa = groups > 1 && mask.is_none();
     let repeated = (groups > 1 && !gqa).then(|| {
@@ -39,11 +53,18 @@ pub fn attend(
     let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
     drop(repeated);
     drop(o);
-    o2
+    (o2, None)
 }
 
-/// `eager_attention_forward`: scores, scaling, mask, fp32 softmax, dropout, context.
-pub fn eager(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, p: f64) -> Tensor {
+/// `eager_attention_forward`: scores, scaling, mask, fp32 softmax, dropout, context; the context and the probabilities.
+fn eager(
+    m: &Run,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    p: f64,
+) -> (Tensor, Tensor) {
     let cx = &m.cx;
     let groups = q.size(1) / k.size(1);
     let (k, v) = if groups > 1 {
@@ -64,11 +85,9 @@ pub fn eager(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>,
     let o = ops::matmul(cx, &w, &v);
     let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
     drop(o);
-    // frame locals: key_states, value_states, attn_weights (returned, dropped by the caller)
     drop(k);
     drop(v);
-    drop(w);
-    o2
+    (o2, w)
 }
 
 /// The attention of encoders, over q, k and v [B, H, S, d] without a causal mask: the context [B, S, H, d] and, in eager attention,

@@ -52,20 +52,64 @@ fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
     None
 }
 
+/// The causal mask function over [S] queries and [S] keys. A sliding one asks two questions and joins them (`and_masks`), from a
+/// tensor of ones that 4.57's vmap spreads over the queries (case `gemma3-tiny-plain-bf16-sdpa`).
+fn causal_function(m: &Run, s: u64, sliding: bool) -> Tensor {
+    let cx = &m.cx;
+    let square = |op| cx.empty(op, Shape::new(&[s, s]), ScalarType::Bool);
+    if !sliding {
+        return square(OpId::COMPARE);
+    }
+    and_masks(m, s, || {
+        let bound = cx.empty(OpId::SUB, Shape::new(&[s]), ScalarType::I64);
+        let near = square(OpId::COMPARE);
+        drop(bound);
+        near
+    })
+    .then(|| square(OpId::COMPARE), &[s, s])
+}
+
+/// `ones & first() & ...`: what `and_masks` has after its first function; [`Joined::then`] adds another.
+struct Joined<'m> {
+    m: &'m Run,
+    mask: Tensor,
+}
+
+fn and_masks(m: &Run, s: u64, first: impl FnOnce() -> Tensor) -> Joined<'_> {
+    let ones = if m.options.stack.transformers_5() {
+        Shape::new(&[])
+    } else {
+        Shape::new(&[s])
+    };
+    let ones = m.cx.empty(OpId::FULL, ones, ScalarType::Bool);
+    let f = first();
+    let mask =
+        m.cx.empty(OpId::BITWISE, Shape::new(&[s, s]), ScalarType::Bool);
+    drop(f);
+    drop(ones);
+    Joined { m, mask }
+}
+
+impl Joined<'_> {
+    fn then(self, f: impl FnOnce() -> Tensor, shape: &[u64]) -> Tensor {
+        let f = f();
+        let shape = Shape::new(shape);
+        let mask = self.m.cx.empty(OpId::BITWISE, shape, ScalarType::Bool);
+        drop(f);
+        drop(self.mask);
+        mask
+    }
+}
+
 /// 4.57 with packed-sequence indices: the boolean [B, 1, S, S] mask, made under vmap (sdpa_mask_recent_torch;
 /// case `llama-1b-plain-bf16-adamw_foreach-b2-s1024-tf4.57.6`).
-fn packed_mask(m: &Run, b: u64, s: u64) -> Tensor {
+fn packed_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let bools = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::Bool);
     let kv = i64s(OpId::ARANGE, s);
     let batches = i64s(OpId::ARANGE, b);
     let heads = i64s(OpId::ARANGE, 1);
-    let ones = bools(OpId::FULL, &[s]);
-    let causal = bools(OpId::COMPARE, &[s, s]);
-    let both = bools(OpId::BITWISE, &[s, s]);
-    drop(causal);
-    drop(ones);
     let gather = || {
         let (x, y) = (i64s(OpId::INDEX, b * s), i64s(OpId::INDEX, b * s));
         let r = i64s(OpId::INDEX, b * s);
@@ -73,13 +117,15 @@ fn packed_mask(m: &Run, b: u64, s: u64) -> Tensor {
         drop(x);
         r
     };
-    let (q_seq, kv_seq) = (gather(), gather());
-    let same = bools(OpId::EQ, &[b, s, s]);
-    drop(q_seq);
-    drop(kv_seq);
-    let mask = bools(OpId::BITWISE, &[b, 1, s, s]);
-    drop(same);
-    drop(both);
+    let same_sequence = || {
+        let (q_seq, kv_seq) = (gather(), gather());
+        let same = bools(OpId::EQ, &[b, s, s]);
+        drop(q_seq);
+        drop(kv_seq);
+        same
+    };
+    let mask =
+        and_masks(m, s, || causal_function(m, s, sliding)).then(same_sequence, &[b, 1, s, s]);
     drop(kv);
     drop(batches);
     drop(heads);
@@ -87,7 +133,7 @@ fn packed_mask(m: &Run, b: u64, s: u64) -> Tensor {
 }
 
 /// 5.x without skipping: the boolean causal mask by broadcasting, expanded over the batch (sdpa_mask).
-pub fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
+pub fn plain_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let batches = i64s(OpId::ARANGE, b);
@@ -99,11 +145,12 @@ pub fn plain_mask(m: &Run, b: u64, s: u64) -> Tensor {
         sum
     };
     let (q, kv) = (shifted(), shifted());
-    let mask = cx.empty(OpId::COMPARE, Shape::new(&[1, 1, s, s]), ScalarType::Bool);
+    let mask = causal_function(m, s, sliding);
     drop(batches);
     drop(heads);
     drop(q);
     drop(kv);
+    let mask = ops::view(cx, &mask, Shape::new(&[1, 1, s, s]));
     ops::expand(cx, &mask, Shape::new(&[b, 1, s, s]))
 }
 
@@ -145,11 +192,10 @@ fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
 
 /// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
 /// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above, with eager attention `llama-tiny-plain-bf16-eager-mask-ones`).
-pub fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
+pub fn padding_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     let cx = &m.cx;
     let five = m.options.stack.transformers_5();
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
-    let bools = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::Bool);
     let arange = |n| i64s(OpId::ARANGE, n);
     let shifted = || {
         let raw = arange(s);
@@ -167,22 +213,15 @@ pub fn padding_mask(m: &Run, b: u64, s: u64) -> Tensor {
     } else {
         vec![arange(1)]
     };
-    let ones = bools(
-        OpId::FULL,
-        if five { &[] } else { std::slice::from_ref(&s) },
-    );
-    let causal = bools(OpId::COMPARE, &[s, s]);
-    let both = bools(OpId::BITWISE, &[s, s]);
-    drop(causal);
-    drop(ones);
     // mask[batch_idx, kv_idx]: both indices expanded
-    let (x, y) = (index_like(cx, b * s), index_like(cx, b * s));
-    let picked = bools(OpId::INDEX, &[b, s]);
-    drop(y);
-    drop(x);
-    let mask = bools(OpId::BITWISE, &[b, 1, s, s]);
-    drop(picked);
-    drop(both);
+    let pick = || {
+        let (x, y) = (index_like(cx, b * s), index_like(cx, b * s));
+        let picked = cx.empty(OpId::INDEX, Shape::new(&[b, s]), ScalarType::Bool);
+        drop(y);
+        drop(x);
+        picked
+    };
+    let mask = and_masks(m, s, || causal_function(m, s, sliding)).then(pick, &[b, 1, s, s]);
     first.into_iter().chain(then).for_each(drop);
     mask
 }
@@ -193,14 +232,32 @@ fn index_like(cx: &Cx, n: u64) -> Tensor {
 
 /// `create_causal_mask` of a plain causal model with embeddings of `dtype`: None where SDPA's `is_causal` does.
 pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
+    windowed(m, batch, b, s, dtype, None)
+}
+
+/// `create_sliding_window_causal_mask` where `window` is given: SDPA's `is_causal` does only while the sequence is shorter
+/// (cases `gemma3-tiny-plain-bf16-sdpa` and its `-tf4.57.6` twin).
+pub fn windowed(
+    m: &Run,
+    batch: &Batch,
+    b: u64,
+    s: u64,
+    dtype: ScalarType,
+    window: Option<u64>,
+) -> Option<Tensor> {
+    let eager = m.options.attention == Attention::Eager;
+    let sliding = window.is_some();
+    let must = eager || window.is_some_and(|w| s >= w);
     match &batch.attention_mask {
         None => {
             if m.training || !m.options.use_cache {
                 let packed = find_packed(m, b, s);
-                let mut mask = packed.as_ref().map(|_| packed_mask(m, b, s));
-                if m.options.attention == Attention::Eager {
-                    let bools = mask.take().unwrap_or_else(|| plain_mask(m, b, s));
-                    mask = Some(additive(m, bools, dtype));
+                let mut mask = match &packed {
+                    Some(_) => Some(packed_mask(m, b, s, sliding)),
+                    None => must.then(|| plain_mask(m, b, s, sliding)),
+                };
+                if eager {
+                    mask = mask.map(|bools| additive(m, bools, dtype));
                 }
                 drop(packed);
                 return mask;
@@ -209,11 +266,10 @@ pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Opti
         }
         Some(mask) => {
             let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
-            let eager = m.options.attention == Attention::Eager;
-            if !eager && skippable(m, &bools, batch.padded) {
+            if !must && skippable(m, &bools, batch.padded) {
                 return None;
             }
-            let mut out = padding_mask(m, b, s);
+            let mut out = padding_mask(m, b, s, sliding);
             if eager {
                 out = additive(m, out, dtype);
             }
@@ -243,5 +299,6 @@ pub fn bidirectional(m: &Run, mask: Option<&Tensor>) -> Option<Tensor> {
 
 /// 5.x's `create_causal_mask` of a decoder that was given a cache and no mask: None under SDPA, the additive mask in eager attention.
 pub fn causal_cached(m: &Run, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
-    (m.options.attention == Attention::Eager).then(|| additive(m, plain_mask(m, b, s), dtype))
+    (m.options.attention == Attention::Eager)
+        .then(|| additive(m, plain_mask(m, b, s, false), dtype))
 }
