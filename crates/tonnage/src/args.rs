@@ -73,7 +73,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),
     /// The model catalog; --check counts every configuration and compares
-    #[command(after_help = "Examples:\n  tonnage models llama\n  tonnage models --check")]
+    #[command(
+        after_help = "Examples:\n  tonnage models llama\n  tonnage models org/name --revision v1.0\n  tonnage models path/to/folder\n  tonnage models --check"
+    )]
     Models(ModelsArgs),
     /// The GPU catalog
     #[command(after_help = "Example:\n  tonnage gpus a100")]
@@ -193,8 +195,14 @@ pub struct ValidateArgs {
 /// `models`
 #[derive(Args, Debug)]
 pub struct ModelsArgs {
-    /// Part of an id
+    /// Part of an id; a whole id, or a model's folder, for everything about it
     pub name: Option<String>,
+    /// Branch, tag or commit of a model that is not built in
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Also of a built-in model: compare the count with the safetensors headers (cache, or hub)
+    #[arg(long)]
+    pub headers: bool,
     /// Count every configuration's parameters and compare with the independent counts
     #[arg(long)]
     pub check: bool,

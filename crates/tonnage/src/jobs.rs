@@ -2,10 +2,10 @@
 
 use crate::Status;
 use crate::args::SettingFlags;
+use crate::models;
 use std::io::Read;
 use std::path::Path;
-use tonnage_core::doc::{Doc, MAX_BYTES};
-use tonnage_core::job::Origin;
+use tonnage_core::doc::MAX_BYTES;
 use tonnage_core::{Diagnostic, Job, import};
 
 /// Reads a text file of a sane size; `-` is standard input.
@@ -46,45 +46,20 @@ pub fn load(path: Option<&Path>, flags: &SettingFlags) -> Result<Job, (Vec<Diagn
         job.set_text(name, value)
             .map_err(|e| (vec![Diagnostic::error("bad-flag", e)], Status::Usage))?;
     }
-    resolve_model(&mut job, path).map_err(|d| (d, Status::BadInput))?;
+    models::resolve(&mut job, path).map_err(|d| {
+        let status = status_of(&d);
+        (d, status)
+    })?;
     Ok(job)
-}
-
-/// Reads the file that `model.path` names (a config.json or its folder), beside the job file where that path is relative.
-fn resolve_model(job: &mut Job, job_file: Option<&Path>) -> Result<(), Vec<Diagnostic>> {
-    let Some(given) = job.given("model.path").cloned() else {
-        return Ok(());
-    };
-    let word = job.word("model.path");
-    let beside = matches!(given.origin, Origin::File(_))
-        .then_some(job_file)
-        .flatten()
-        .and_then(Path::parent);
-    let mut path = beside.map_or_else(|| word.clone().into(), |d| d.join(&word));
-    if path.is_dir() {
-        path = path.join("config.json");
-    }
-    let text = read_text(&path)?;
-    let doc = Doc::parse(&path.display().to_string(), &text).map_err(|d| vec![d])?;
-    let own = job.given("model.config").cloned();
-    let place = doc.place(&(0..1));
-    job.set("model.config", doc.root.value.clone(), Origin::File(place))
-        .map_err(|e| vec![Diagnostic::error("bad-value", e)])?;
-    if let Some(tonnage_core::job::Given {
-        value: tonnage_core::doc::Value::Table(t),
-        origin,
-    }) = own
-    {
-        for (k, v) in t {
-            let _ = job.set(&format!("model.config.{}", k.name), v.value, origin.clone());
-        }
-    }
-    Ok(())
 }
 
 /// The exit status of complaints: not supported is not the user's mistake.
 pub fn status_of(bad: &[Diagnostic]) -> Status {
-    if !bad.is_empty() && bad.iter().all(|d| d.code == "unsupported") {
+    if !bad.is_empty()
+        && bad
+            .iter()
+            .all(|d| matches!(d.code, "unsupported" | "unavailable"))
+    {
         Status::Unavailable
     } else {
         Status::BadInput

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod jobs;
+mod models;
 mod output;
 
 use clap::Parser;

@@ -73,6 +73,36 @@ impl Value {
             Value::Table(_) => "{...}".into(),
         }
     }
+    /// From JSON; the parts have no place.
+    pub fn from_json(json: &serde_json::Value) -> Value {
+        use serde_json::Value as J;
+        let node = |v: &J| Node {
+            span: 0..0,
+            value: Value::from_json(v),
+        };
+        match json {
+            J::Null => Value::Null,
+            J::Bool(b) => Value::Bool(*b),
+            J::Number(n) => match (n.as_i64(), n.as_u64()) {
+                (Some(i), _) => Value::Int(i.into()),
+                (_, Some(u)) => Value::Int(u.into()),
+                _ => Value::Float(n.as_f64().unwrap_or_default()),
+            },
+            J::String(s) => Value::Text(s.clone()),
+            J::Array(a) => Value::List(a.iter().map(node).collect()),
+            J::Object(o) => Value::Table(
+                o.iter()
+                    .map(|(k, v)| {
+                        let key = Key {
+                            span: 0..0,
+                            name: k.clone(),
+                        };
+                        (key, node(v))
+                    })
+                    .collect(),
+            ),
+        }
+    }
     /// As a JSON value.
     pub fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as J;

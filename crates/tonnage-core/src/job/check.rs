@@ -106,6 +106,14 @@ impl Job {
                 "keep one of them",
             );
         }
+        if has("model.revision") && !has("model.id") {
+            say(
+                "model.revision",
+                "contradiction",
+                "`model.revision` is given, but no `model.id` that has it".into(),
+                "give `[model] id` (--model), or leave the revision out",
+            );
+        }
         if sources.is_empty() && !has("model.type") && !self.config_has("model_type") {
             say(
                 "",

@@ -58,6 +58,8 @@ pub struct Job {
     pub notes: Vec<Diagnostic>,
     /// Parts that the source asks for and that are not simulated; each is said in every output.
     pub unsupported: Vec<String>,
+    /// The configuration that `model.id` stands for, where the caller has read it; `None`: the built-in one.
+    pub resolved: Option<serde_json::Value>,
 }
 
 impl Job {
@@ -90,6 +92,7 @@ impl Job {
         }
         let s = setting(key).ok_or_else(|| format!("no setting is named `{key}`"))?;
         let value = s.accept(&value)?;
+        self.forget_model(s.key);
         self.given.insert(s.key, Given { value, origin });
         Ok(())
     }
@@ -109,6 +112,7 @@ impl Job {
         }
         let s = find(name)?;
         let value = s.parse(text)?;
+        self.forget_model(s.key);
         self.given.insert(
             s.key,
             Given {
@@ -117,6 +121,13 @@ impl Job {
             },
         );
         Ok(())
+    }
+
+    /// Another id is another configuration.
+    fn forget_model(&mut self, key: &str) {
+        if matches!(key, "model.id" | "model.revision" | "model.path") {
+            self.resolved = None;
+        }
     }
 
     fn set_config_field(

@@ -84,7 +84,15 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Text,
         None,
         &[],
-        "a model of the catalog: its hub id, or its name where that is unique",
+        "a model's hub id (or name, where that is unique): built in, else from the Hugging Face cache, else from the hub; or its folder",
+    ),
+    s(
+        "model.revision",
+        "revision",
+        Kind::Text,
+        None,
+        &[],
+        "branch, tag or commit of `model.id`",
     ),
     s(
         "model.path",

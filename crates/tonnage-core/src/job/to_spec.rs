@@ -40,9 +40,11 @@ impl Job {
         };
         let mut config = serde_json::Map::new();
         let id = self.word("model.id");
-        if !id.is_empty() {
+        if let Some(serde_json::Value::Object(o)) = &self.resolved {
+            config = o.clone();
+        } else if !id.is_empty() {
             let m = tonnage_catalog::model(&id).map_err(|e| {
-                at(Diagnostic::error("unknown-model", e.to_string()).help("`tonnage models NAME` lists what is known; or give a config.json (--model-path)"), "model.id")
+                at(Diagnostic::error("unknown-model", e.to_string()).help("`tonnage models NAME` lists what is built in; any other model is named `organisation/name`, or by its folder or config.json (--model-path)"), "model.id")
             })?;
             let parsed = serde_json::from_str(m.config()).map_err(|e| {
                 Diagnostic::error(

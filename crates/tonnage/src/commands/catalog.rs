@@ -20,6 +20,13 @@ pub fn models(a: &ModelsArgs, out: &Output) -> Status {
     if a.check {
         return check_all(a, out);
     }
+    if let Some(name) = &a.name
+        && (name.contains('/')
+            || tonnage_catalog::model(name).is_ok()
+            || tonnage_host::is_model_folder(std::path::Path::new(name)))
+    {
+        return super::model::one(name, a, out);
+    }
     let part = a.name.clone().unwrap_or_default().to_lowercase();
     let list: Vec<_> = all_models()
         .iter()

@@ -84,6 +84,17 @@ fn sweep(jobs: &[(String, Job)], spec: &str, several: bool) -> Result<Vec<(Strin
             for one in name.split('+') {
                 j.set_text(one.trim(), v)?;
             }
+            let model = |n: &str| {
+                matches!(
+                    n.trim(),
+                    "model" | "model.id" | "revision" | "model.revision"
+                )
+            };
+            if name.split('+').any(model) {
+                // another model may be one that is not built in
+                crate::models::resolve(&mut j, None)
+                    .map_err(|bad| bad.first().map_or_else(String::new, |d| d.message.clone()))?;
+            }
             // the swept setting is no longer uncertain
             j.uncertain
                 .retain(|u| !name.split('+').any(|n| u.key.ends_with(n.trim())));

@@ -3,5 +3,6 @@
 pub mod catalog;
 pub mod compare;
 pub mod estimate;
+pub mod model;
 pub mod schema;
 pub mod validate;
