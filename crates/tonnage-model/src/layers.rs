@@ -91,6 +91,10 @@ impl LayerNorm {
             id: b.id(),
         })
     }
+    /// Of a module that is registered already.
+    pub fn of(id: ModuleId, weight: Option<ParamId>, bias: Option<ParamId>) -> LayerNorm {
+        LayerNorm { id, weight, bias }
+    }
     pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
         m.within(self.id, || {
             ops::layer_norm(
@@ -135,6 +139,10 @@ impl RmsNorm {
             weight: b.param("weight", &[width]),
             id: b.id(),
         })
+    }
+    /// Of a module that is registered already.
+    pub fn of(id: ModuleId, weight: ParamId) -> RmsNorm {
+        RmsNorm { id, weight }
     }
     pub fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
         m.within(self.id, || {

@@ -54,8 +54,27 @@ pub struct Output {
     pub rest: Vec<Tensor>,
 }
 
+/// The tensors that a described model's call takes, in the script's order: features or ids, the mask an encoder needs, labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchLayout {
+    /// Numbers a position of continuous input [B, S, F]; None: token ids [B, S].
+    pub features: Option<u64>,
+    /// The model takes a padding mask [B, S] in every call: bool beside features, int64 beside ids.
+    pub mask: bool,
+    /// Labels [B, S] and not [B].
+    pub label_each: bool,
+    /// The longest S and what limits it.
+    pub longest: Option<(u64, String)>,
+    /// The most elements of one tensor for each sample and position, and for each sample and pair of positions.
+    pub widest: (u64, u64),
+}
+
 /// A forward pass.
 pub trait Arch {
+    /// What a batch holds, where the architecture's name does not say it.
+    fn layout(&self) -> Option<&BatchLayout> {
+        None
+    }
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output;
 }
 

@@ -9,6 +9,7 @@ use tonnage_sim::ops::{self, SdpaArgs};
 use tonnage_sim::{Cx, OpId, Shape, Tensor};
 
 /// `nn.MultiheadAttention(width, heads, dropout, batch_first)`, called with `need_weights=False`.
+#[derive(Clone, Copy, Debug)]
 pub struct Mha {
     id: ModuleId,
     weight: ParamId,
@@ -30,6 +31,26 @@ impl Mha {
             dropout: c.dropout,
             batch_first: c.batch_first,
         })
+    }
+
+    /// Of a module that is registered already, batch first.
+    pub fn of(
+        id: ModuleId,
+        weight: ParamId,
+        bias: ParamId,
+        out: Linear,
+        heads: u64,
+        dropout: f64,
+    ) -> Mha {
+        Mha {
+            id,
+            weight,
+            bias,
+            out,
+            heads,
+            dropout,
+            batch_first: true,
+        }
     }
 
     /// Attention of `query` to `memory`, or to itself; `padding` is an additive mask [B, S] over the keys.

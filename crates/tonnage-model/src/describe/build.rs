@@ -1,12 +1,15 @@
 //! From a description and a configuration to the module tree.
 
+use super::compile::compile;
 use super::eval::{Scope, Value};
 use super::format::{Class, Description, Entry, Surplus};
+use super::run::Plan;
 use super::{registry, unknown_type};
 use crate::error::ModelError;
-use crate::net::{Kind, Net, NetBuilder, ParamId, ParamSpec};
+use crate::net::{Kind, ModuleId, Net, NetBuilder, ParamId, ParamSpec};
 use serde_json::Value as Json;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Most modules of one model; the largest published one (93 layers of 896 experts) has 340,000.
 pub const MAX_MODULES: usize = 600_000;
@@ -31,6 +34,8 @@ pub struct Described {
     pub surplus: Vec<(String, u64)>,
     /// What a published count may leave out.
     pub omitted: Vec<(String, u64)>,
+    /// The forward section, resolved against the tree.
+    pub plan: Option<Rc<Plan>>,
 }
 
 impl Described {
@@ -59,6 +64,8 @@ struct State {
     share: Option<(u64, u64)>,
     /// Length of the path at which the description in hand begins, with its dot.
     prefix: String,
+    /// Probability of each dropout.
+    dropouts: HashMap<ModuleId, f64>,
 }
 
 /// Builds the tree of `description` over `config`.
@@ -84,10 +91,12 @@ pub fn build(description: &Description, config: &Json) -> Result<Described, Mode
         elements(&description.surplus)?,
         elements(&description.omitted)?,
     );
-    if let Some(forward) = &description.forward {
-        forward.check(&net, &description.model_type)?;
-    }
+    let plan = match &description.forward {
+        Some(f) => Some(Rc::new(compile(f, &scope, &net, &state.dropouts)?)),
+        None => None,
+    };
     Ok(Described {
+        plan,
         net,
         classes: state.classes,
         active: state.active,
@@ -142,6 +151,7 @@ fn tree(scope: &Scope, block: &str) -> Result<(Net, State), ModelError> {
         class: Class::Other,
         share: None,
         prefix: String::new(),
+        dropouts: HashMap::new(),
     };
     st.block(&mut b, scope, block)?;
     Ok((b.finish(), st))
@@ -315,7 +325,16 @@ impl State {
             _ if e.dropout.is_some() => Kind::Dropout,
             _ => Kind::Container,
         };
-        b.scope_kind(name, kind, |b| self.inside(b, scope, e))
+        let p = match &e.dropout {
+            Some(p) => Some(scope.probability(p)?),
+            None => None,
+        };
+        b.scope_kind(name, kind, |b| {
+            if let Some(p) = p {
+                self.dropouts.insert(b.id(), p);
+            }
+            self.inside(b, scope, e)
+        })
     }
 
     /// What is inside the module that has just been opened (or in place, for a block without a name).

@@ -156,6 +156,22 @@ impl<'a> Scope<'a> {
             )),
         }
     }
+    /// A probability; null is 0.
+    pub fn probability(&self, e: &'a Expr) -> Result<f64, ModelError> {
+        let v = self.value(e)?;
+        match v.float() {
+            Some(p) if (0.0..=1.0).contains(&p) => Ok(p),
+            Some(p) => Err(ModelError::field(
+                &e.text,
+                format!("{p} is not a probability (0 to 1)"),
+            )),
+            None if v == Value::Null => Ok(0.0),
+            None => Err(ModelError::field(
+                &e.text,
+                format!("must be a number, is {}", v.kind()),
+            )),
+        }
+    }
     /// A size of a tensor.
     pub fn size(&self, e: &'a Expr) -> Result<u64, ModelError> {
         self.whole(e, 1, u64::from(u32::MAX))

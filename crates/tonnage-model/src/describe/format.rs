@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tonnage_units::ScalarType;
 
 /// A model's modules and tensors over its configuration fields.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Description {
     pub model_type: String,
     /// Where the structure is from: library, version, file.
@@ -32,7 +32,7 @@ pub struct Description {
 }
 
 /// One line of a block: a module, a repeated block or a bare tensor.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The local name. Without one, a block's lines are registered in place.
@@ -89,7 +89,7 @@ pub struct Entry {
 }
 
 /// Another description in place of a block.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Use {
     #[serde(rename = "type")]
@@ -101,7 +101,7 @@ pub struct Use {
 }
 
 /// Elements that a published checkpoint may hold beside the parameters.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Surplus {
     pub name: String,
@@ -118,7 +118,7 @@ pub struct Surplus {
 }
 
 /// An element type by its name (`float32`, `bf16`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Type(pub ScalarType);
 
 impl<'de> Deserialize<'de> for Type {

@@ -3,17 +3,45 @@
 //! The format is documented in `catalog/architectures/README.md`.
 
 pub mod build;
+mod compile;
+mod compile_attention;
 pub mod eval;
 pub mod expr;
 pub mod format;
 pub mod forward;
 pub mod registry;
+pub mod run;
+mod verified;
 
 pub use build::{Described, build};
 pub use expr::Expr;
 pub use format::{Class, Description};
+pub use verified::is_verified;
 
+use crate::arch::Built;
 use crate::error::ModelError;
+use std::rc::Rc;
+
+/// The model of `description` over `config`, ready to load and to run.
+///
+/// # Errors
+/// As [`build()`]; also where there is no forward section.
+pub fn model(description: &Description, config: &serde_json::Value) -> Result<Built, ModelError> {
+    let d = build(description, config)?;
+    let Some(plan) = d.plan else {
+        return Err(ModelError::Description {
+            model_type: description.model_type.clone(),
+            place: "forward".into(),
+            problem:
+                "is missing: without it the model can be counted, not run; add a [forward] section"
+                    .into(),
+        });
+    };
+    Ok(Built {
+        net: d.net,
+        arch: Rc::new(run::Model(plan)),
+    })
+}
 
 /// The description of a `model_type`.
 ///
