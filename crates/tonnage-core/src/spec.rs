@@ -1,8 +1,10 @@
 //! What is to be simulated: one job on one device, every choice explicit.
 
+use std::sync::Arc;
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
-use tonnage_model::arch::Head;
-use tonnage_model::{Attention, Loss, Stack};
+use tonnage_model::arch::{self, Built, Head};
+use tonnage_model::describe::{self, Description};
+use tonnage_model::{Attention, Loss, ModelError, Stack};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -96,6 +98,8 @@ pub struct Spec {
     pub work: Work,
     /// `llama`, `gpt2`, ...: a file of `tonnage_model::arch`.
     pub model_type: String,
+    /// The model in data, in place of `model_type`'s own file.
+    pub description: Option<Arc<Description>>,
     /// The architecture's configuration fields.
     pub config: serde_json::Value,
     pub head: Head,
@@ -135,4 +139,17 @@ pub struct Spec {
     pub device: KernelDevice,
     pub stack: Stack,
     pub accumulate: Accumulate,
+}
+
+impl Spec {
+    /// The model, ready to load.
+    ///
+    /// # Errors
+    /// The configuration or the description does not make one.
+    pub fn model(&self) -> Result<Built, ModelError> {
+        match &self.description {
+            Some(d) => describe::model(d, &self.config),
+            None => arch::build(&self.model_type, &self.config, self.head, &self.stack),
+        }
+    }
 }

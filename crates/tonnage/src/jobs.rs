@@ -4,8 +4,9 @@ use crate::Status;
 use crate::args::SettingFlags;
 use crate::models;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tonnage_core::doc::MAX_BYTES;
+use tonnage_core::job::{DescriptionFile, Origin};
 use tonnage_core::{Diagnostic, Job, import};
 
 /// Reads a text file of a sane size; `-` is standard input.
@@ -50,7 +51,32 @@ pub fn load(path: Option<&Path>, flags: &SettingFlags) -> Result<Job, (Vec<Diagn
         let status = status_of(&d);
         (d, status)
     })?;
+    resolve_description(&mut job, path).map_err(|d| (d, Status::BadInput))?;
     Ok(job)
+}
+
+/// Reads the file that `model.description` names, beside the job file where that path is relative.
+fn resolve_description(job: &mut Job, job_file: Option<&Path>) -> Result<(), Vec<Diagnostic>> {
+    let Some(given) = job.given("model.description") else {
+        return Ok(());
+    };
+    let path = beside(&job.word("model.description"), &given.origin, job_file);
+    let text = read_text(&path).map_err(|bad| match &given.origin {
+        Origin::File(p) => bad.into_iter().map(|d| d.at(p.clone())).collect(),
+        _ => bad,
+    })?;
+    let file = DescriptionFile::parse(&path.display().to_string(), &text).map_err(|d| vec![d])?;
+    job.describe(file);
+    Ok(())
+}
+
+/// A path as the user means it: relative to the job file that names it, or to the working directory where a flag does.
+fn beside(word: &str, origin: &Origin, job_file: Option<&Path>) -> PathBuf {
+    let folder = matches!(origin, Origin::File(_))
+        .then_some(job_file)
+        .flatten()
+        .and_then(Path::parent);
+    folder.map_or_else(|| word.into(), |d| d.join(word))
 }
 
 /// The exit status of complaints: not supported is not the user's mistake.

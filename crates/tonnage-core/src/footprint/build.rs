@@ -11,7 +11,7 @@ use crate::verdict::{Device, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::gpu;
 use tonnage_model::adapt::quant;
-use tonnage_model::arch;
+use tonnage_model::{arch, describe};
 
 /// What to work out besides the footprint.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,9 @@ pub(super) fn failed(job: &Job, e: CoreError) -> Vec<Diagnostic> {
         CoreError::Model(
             tonnage_model::ModelError::NoForward(_) | tonnage_model::ModelError::Unsupported(..),
         ) => Diagnostic::error("unsupported", format!("{}: {e}", job.title())),
+        CoreError::Model(e) if job.description.is_some() => {
+            return vec![from_description(job, &e)];
+        }
         CoreError::Model(_) => {
             let d = Diagnostic::error("bad-model", e.to_string());
             match ["model.config", "model.id", "model.path"]
@@ -53,6 +56,20 @@ pub(super) fn failed(job: &Job, e: CoreError) -> Vec<Diagnostic> {
         e => Diagnostic::error("bad-job", e.to_string()),
     };
     vec![d]
+}
+
+/// What a description made of the job's configuration: a field that the configuration gives is wrong there, else the description is.
+fn from_description(job: &Job, e: &tonnage_model::ModelError) -> Diagnostic {
+    let d = job.description.as_ref().map(|d| d.explain(e));
+    let d = d.unwrap_or_else(|| Diagnostic::error("bad-model", e.to_string()));
+    if let tonnage_model::ModelError::Field { field, .. } = e
+        && let Some(g) = job.given("model.config")
+        && let (Value::Table(t), Origin::File(p)) = (&g.value, &g.origin)
+        && t.iter().any(|(k, _)| k.name == *field)
+    {
+        return d.at(p.clone());
+    }
+    d
 }
 
 /// Simulates a job on a card and runs the allocator.
@@ -289,7 +306,7 @@ fn unquantised(job: &Job, here: &Device) -> Vec<String> {
     if spec.quant.is_none() {
         return out;
     }
-    if let Ok(b) = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack) {
+    if let Ok(b) = spec.model() {
         for name in quant::unquantised(&b.net, &spec.quant_scope) {
             let p = pattern(&name);
             if !out.contains(&p) {
@@ -303,9 +320,13 @@ fn unquantised(job: &Job, here: &Device) -> Vec<String> {
 /// Parameters of the base model, unpacked and without adapters.
 fn base_count(job: &Job) -> Option<u64> {
     let (t, c) = job.model_config().ok()?;
-    arch::build(&t, &c, job.head(), &job.stack())
-        .ok()
-        .map(|b| b.net.param_count())
+    match &job.description {
+        Some(d) => describe::build(&d.description, &c).ok().map(|b| b.net),
+        None => arch::build(&t, &c, job.head(), &job.stack())
+            .ok()
+            .map(|b| b.net),
+    }
+    .map(|net| net.param_count())
 }
 
 fn levels(

@@ -39,7 +39,8 @@ impl Job {
                 )
             }
             _ => match key {
-                "name" | "gpu" | "model.id" | "model.path" | "model.type" | "model.config" => false,
+                "name" | "gpu" | "model.id" | "model.path" | "model.type" | "model.description"
+                | "model.config" => false,
                 "work.new_tokens" => generates,
                 "stack.peft" => self.given("lora.r").is_some(),
                 "stack.bitsandbytes" => {
@@ -114,7 +115,11 @@ impl Job {
                 "give `[model] id` (--model), or leave the revision out",
             );
         }
-        if sources.is_empty() && !has("model.type") && !self.config_has("model_type") {
+        if sources.is_empty()
+            && !has("model.type")
+            && !has("model.description")
+            && !self.config_has("model_type")
+        {
             say(
                 "",
                 "missing",
@@ -196,6 +201,7 @@ impl Job {
                 "see PYTORCH_ALLOC_CONF in PyTorch's documentation",
             );
         }
+        bad.extend(self.described_contradictions());
         bad
     }
 

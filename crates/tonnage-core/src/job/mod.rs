@@ -1,6 +1,7 @@
 //! A job: what the user says (file, flags), what follows from it, and what is assumed.
 
 mod check;
+mod described;
 mod read;
 pub mod settings;
 mod to_spec;
@@ -8,6 +9,7 @@ mod value;
 mod write;
 
 pub use check::Assumption;
+pub use described::DescriptionFile;
 pub use read::read_job;
 pub use settings::{Kind, SETTINGS, Setting};
 pub use to_spec::{DEFAULT_GPU, kernel_device};
@@ -16,6 +18,7 @@ pub use write::to_toml;
 
 use crate::doc::{Diagnostic, Place, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Where a value is from.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +63,8 @@ pub struct Job {
     pub unsupported: Vec<String>,
     /// The configuration that `model.id` stands for, where the caller has read it; `None`: the built-in one.
     pub resolved: Option<serde_json::Value>,
+    /// The file of `model.description`, read.
+    pub description: Option<Arc<DescriptionFile>>,
 }
 
 impl Job {
@@ -221,7 +226,7 @@ impl Job {
         if !name.is_empty() {
             return name;
         }
-        for key in ["model.id", "model.path", "model.type"] {
+        for key in ["model.id", "model.path", "model.type", "model.description"] {
             let w = self.word(key);
             if !w.is_empty() {
                 return w;

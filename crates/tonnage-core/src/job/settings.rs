@@ -111,6 +111,14 @@ pub static SETTINGS: &[Setting] = &[
         "the architecture, where `model.config` does not name it",
     ),
     s(
+        "model.description",
+        "description",
+        Kind::Text,
+        None,
+        &[],
+        "a description file (docs/descriptions.md): the model's modules and forward as data",
+    ),
+    s(
         "model.config",
         "",
         Kind::Table,

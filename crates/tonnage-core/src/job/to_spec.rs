@@ -66,6 +66,19 @@ impl Job {
                 config.insert(k.name.clone(), v.value.to_json());
             }
         }
+        match &self.description {
+            Some(d) => {
+                let named = d.description.model_type.clone();
+                return Ok((named, serde_json::Value::Object(config)));
+            }
+            None if self.given("model.description").is_some() => {
+                return Err(at(
+                    Diagnostic::error("unread", "the file of `model.description` was not read"),
+                    "model.description",
+                ));
+            }
+            None => {}
+        }
         let said = self.word("model.type");
         let model_type = if said.is_empty() {
             config
@@ -118,7 +131,11 @@ impl Job {
         if !bad.is_empty() {
             return Err(bad);
         }
-        let (model_type, config) = self.model_config().map_err(|d| vec![d])?;
+        let (mut model_type, config) = self.model_config().map_err(|d| vec![d])?;
+        if self.description.is_some() {
+            // whatever it is called, nothing that is known by name applies to it
+            model_type = "described".into();
+        }
         let device = kernel_device(gpu).map_err(|d| vec![d])?;
         let work = match self.word("work.kind").as_str() {
             "forward" => Work::Forward,
@@ -142,6 +159,7 @@ impl Job {
         Ok(Spec {
             work,
             model_type,
+            description: self.description.as_ref().map(|d| d.description.clone()),
             config,
             head: self.head(),
             precision: match self.word("train.precision").as_str() {

@@ -2,7 +2,7 @@
 
 use super::IDS;
 use crate::spec::{Mask, Spec};
-use tonnage_model::arch::{Batch, Head};
+use tonnage_model::arch::{Batch, BatchLayout, Head};
 use tonnage_sim::OpId;
 use tonnage_sim::timeline::Category;
 use tonnage_sim::{Cx, ScalarType, Shape, Tensor};
@@ -13,8 +13,43 @@ fn input(cx: &Cx, shape: &[u64], dtype: ScalarType) -> Tensor {
     t
 }
 
-/// Makes the batch of one micro-batch.
-pub fn make(spec: &Spec, cx: &Cx) -> Batch {
+/// The batch of a described model: features or ids, the mask that its call takes, labels, and a mask that the job passes besides.
+fn described(spec: &Spec, cx: &Cx, l: &BatchLayout) -> Batch {
+    let (b, s) = (spec.batch, spec.seq);
+    let mut batch = Batch {
+        padded: spec.mask == Mask::Padding,
+        ..Batch::default()
+    };
+    match l.features {
+        Some(n) => {
+            // fp32 data; a script with 16-bit weights and no autocast casts it before it goes to the device
+            let dtype = spec.weights.unwrap_or(spec.precision.weights());
+            let dtype = spec.precision.autocast().map_or(dtype, |_| ScalarType::F32);
+            batch.features = Some(input(cx, &[b, s, n], dtype));
+        }
+        None => batch.input_ids = Some(input(cx, &[b, s], IDS)),
+    }
+    let mask = if l.features.is_some() {
+        ScalarType::Bool
+    } else {
+        IDS
+    };
+    if l.mask {
+        batch.attention_mask = Some(input(cx, &[b, s], mask));
+    }
+    let labels: &[u64] = if l.label_each { &[b, s] } else { &[b] };
+    batch.labels = Some(input(cx, labels, IDS));
+    if !l.mask && spec.mask != Mask::Absent {
+        batch.attention_mask = Some(input(cx, &[b, s], mask));
+    }
+    batch
+}
+
+/// Makes the batch of one micro-batch; `layout` is what a described model says about it.
+pub fn make(spec: &Spec, cx: &Cx, layout: Option<&BatchLayout>) -> Batch {
+    if let Some(l) = layout {
+        return described(spec, cx, l);
+    }
     let (b, s) = (spec.batch, spec.seq);
     let classify = |head: Head| !matches!(head, Head::MaskedLm);
     let mut batch = Batch {

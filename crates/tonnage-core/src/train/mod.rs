@@ -2,6 +2,7 @@
 
 mod adapt;
 mod batch;
+mod described;
 mod groups;
 mod plain;
 mod trainer;
@@ -11,7 +12,7 @@ use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::adapt::{Quant, quant};
 use tonnage_model::net::{Net, ParamSpec};
-use tonnage_model::{Loss, Run, RunOptions, arch};
+use tonnage_model::{Loss, Run, RunOptions};
 use tonnage_sim::OpId;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
@@ -38,7 +39,10 @@ const FUSED_LOSS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
 
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
-    let built = arch::build(&spec.model_type, &spec.config, spec.head, &spec.stack)?;
+    let built = spec.model()?;
+    if let Some(layout) = built.arch.layout() {
+        described::check(spec, layout, &built.net)?;
+    }
     if spec.loss != Loss::Library && !FUSED_LOSS.contains(&spec.model_type.as_str()) {
         return Err(CoreError::Unsupported(format!(
             "the fused loss with model_type `{}`",

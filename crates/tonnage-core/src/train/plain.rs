@@ -26,7 +26,7 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     for step in 0..spec.steps as i32 {
         for mb in 0..spec.accumulation {
             cx.mark(step, mb, Phase::Input);
-            let b = batch::make(spec, cx);
+            let b = batch::make(spec, cx, arch.layout());
             if let Some(old) = held_batch.replace(b.clone()) {
                 batch::release(old);
             }

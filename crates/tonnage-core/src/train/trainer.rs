@@ -148,7 +148,7 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     let mut norm: Option<Tensor> = None;
     for step in 0..spec.steps as i32 {
         let next: Vec<Batch> = (0..spec.accumulation)
-            .map(|_| batch::make(spec, cx))
+            .map(|_| batch::make(spec, cx, arch.layout()))
             .collect();
         let counted = count_items(spec, cx, &next);
         drop_samples(std::mem::replace(&mut samples, next));

@@ -162,6 +162,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     Ok(Spec {
         work,
         model_type: family.to_string(),
+        description: None,
         config: model
             .get("args")
             .cloned()

@@ -21,6 +21,8 @@ const MAX_EACH: u64 = 100_000;
 const MAX_DEPTH: u32 = 24;
 /// Most elements of one tensor.
 const MAX_ELEMENTS: u64 = 1 << 48;
+/// Most elements of all tensors.
+const MAX_ALL: u64 = 1 << 56;
 
 /// A module tree with what each parameter is for.
 #[derive(Clone, Debug)]
@@ -57,6 +59,8 @@ struct State {
     active: Vec<Option<(u64, u64)>>,
     names: HashMap<String, ParamId>,
     modules: usize,
+    /// Elements of all tensors so far.
+    elements: u64,
     /// Lines registered so far.
     steps: usize,
     depth: u32,
@@ -146,6 +150,7 @@ fn tree(scope: &Scope, block: &str) -> Result<(Net, State), ModelError> {
         active: vec![],
         names: HashMap::new(),
         modules: 0,
+        elements: 0,
         steps: 0,
         depth: 0,
         class: Class::Other,
@@ -300,6 +305,7 @@ impl State {
         }
         if let Some(sizes) = &e.buffer {
             let sizes = self.sizes(scope, sizes)?;
+            self.room(&b.path(), &sizes)?;
             b.buffer(name.unwrap_or_default(), &sizes, e.dtype.map(|t| t.0));
             return Ok(());
         }
@@ -422,6 +428,28 @@ impl State {
         sizes.iter().map(|s| scope.size(s)).collect()
     }
 
+    /// Counts a tensor's elements.
+    fn room(&mut self, path: &str, sizes: &[u64]) -> Result<(), ModelError> {
+        let elements = sizes
+            .iter()
+            .try_fold(1u64, |n, s| n.checked_mul(*s))
+            .filter(|n| *n <= MAX_ELEMENTS);
+        let Some(elements) = elements else {
+            return Err(ModelError::field(
+                path,
+                format!("a tensor of {sizes:?} elements is impossible"),
+            ));
+        };
+        self.elements += elements;
+        if self.elements > MAX_ALL {
+            return Err(ModelError::field(
+                path,
+                "with this tensor the model has more than 2^56 elements, which is impossible",
+            ));
+        }
+        Ok(())
+    }
+
     fn param(
         &mut self,
         b: &mut NetBuilder,
@@ -430,16 +458,7 @@ impl State {
         local: &str,
         sizes: &[u64],
     ) -> Result<(), ModelError> {
-        let elements = sizes
-            .iter()
-            .try_fold(1u64, |n, s| n.checked_mul(*s))
-            .filter(|n| *n <= MAX_ELEMENTS);
-        if elements.is_none() {
-            return Err(ModelError::field(
-                b.path(),
-                format!("a tensor of {sizes:?} elements is impossible"),
-            ));
-        }
+        self.room(&b.path(), sizes)?;
         if self.classes.len() >= MAX_MODULES * 2 {
             return Err(scope.fault("blocks", "too many tensors"));
         }

@@ -477,11 +477,17 @@ impl<'a> Compiler<'a> {
         let attention_norm = self.norm("attention_norm", &inside(&f.attention_norm), d)?;
         let ffn_norm = self.norm("ffn_norm", &inside(&f.ffn_norm), d)?;
         let (attention, attention_dropout, limit) = self.attention(&f.attention, &path, d)?;
-        let ffn = self.ffn(&f.ffn, &path, d)?;
-        let ffn_dropout = match &f.ffn.out_dropout {
+        let mut ffn = self.ffn(&f.ffn, &path, d)?;
+        let mut ffn_dropout = match &f.ffn.out_dropout {
             Some(n) => Some(self.dropout("ffn.out_dropout", &inside(n))?),
             None => None,
         };
+        // a dropout inside the module is called by the module, one beside it by the layer
+        if let (Some(n), Some(module)) = (&f.ffn.out_dropout, &f.ffn.module)
+            && n.starts_with(&format!("{module}."))
+        {
+            ffn.own_dropout = ffn_dropout.take();
+        }
         Ok((
             LayerPlan {
                 id,
@@ -526,6 +532,7 @@ impl<'a> Compiler<'a> {
                 Some(n) => Some(self.dropout("ffn.inner_dropout", &inside(n))?),
                 None => None,
             },
+            own_dropout: None,
         })
     }
 }

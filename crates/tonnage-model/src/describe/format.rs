@@ -245,7 +245,7 @@ impl Description {
             fault(
                 "?",
                 &format!("line {line}, column {column}"),
-                e.message().to_string(),
+                hinted(e.message()),
             )
         })?;
         let mut d = match &file.extends {
@@ -302,6 +302,19 @@ impl Description {
             }
         }
         Ok(d)
+    }
+}
+
+/// A reader's complaint about an unknown name, with the nearest of those that it lists.
+fn hinted(message: &str) -> String {
+    let mut parts = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    match (unknown, parts.next()) {
+        (true, Some(found)) => match tonnage_units::nearest(found, parts) {
+            Some(n) => format!("{message}; did you mean `{n}`?"),
+            None => message.to_string(),
+        },
+        _ => message.to_string(),
     }
 }
 

@@ -178,7 +178,7 @@ pub enum Scores {
 #[serde(deny_unknown_fields)]
 pub struct Ffn {
     pub kind: FfnKind,
-    /// The module around it (attribution only).
+    /// The module around it: it owns what has no module of its own, and calls the dropouts inside it.
     pub module: Option<String>,
     pub activation: Activation,
     /// The activation's module, where it has one (attribution only).

@@ -150,6 +150,8 @@ pub struct FfnPlan {
     pub up: Linear,
     pub down: Linear,
     pub inner_dropout: Option<Dropout>,
+    /// A dropout that the module itself applies to its output.
+    pub own_dropout: Option<Dropout>,
 }
 
 #[derive(Clone, Debug)]
@@ -537,7 +539,11 @@ impl FfnPlan {
         if let Some(d) = &self.inner_dropout {
             h = d.forward(m, &h);
         }
-        self.down.forward(m, &h)
+        h = self.down.forward(m, &h);
+        if let Some(d) = &self.own_dropout {
+            h = d.forward(m, &h);
+        }
+        h
     }
 }
 

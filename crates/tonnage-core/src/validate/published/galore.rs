@@ -29,6 +29,7 @@ fn spec(r: &Value) -> Result<Spec, Why> {
         weights: None,
         work: Work::Train,
         model_type: "llama".into(),
+        description: None,
         config: r["arch_params"].clone(),
         head: Head::CausalLm,
         precision: Precision::Fp32,
