@@ -60,6 +60,8 @@ pub struct BufferSpec {
     pub shape: Shape,
     /// None: the model's dtype.
     pub dtype: Option<ScalarType>,
+    /// The forward registers another tensor in its place.
+    pub rebound: bool,
 }
 
 /// A node of the tree.
@@ -263,6 +265,14 @@ impl NetBuilder {
             name,
             shape: Shape::new(shape),
             dtype,
+            rebound: false,
         });
+    }
+    /// The last buffer of the module being built is one that its forward registers anew (see `Run::rebound`).
+    pub fn rebind_buffer(&mut self) {
+        let m = self.here();
+        if let Some(b) = self.net.modules[m.0 as usize].buffers.last_mut() {
+            b.rebound = true;
+        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::net::{Kind, ModuleId, Net, ParamId};
 use crate::stack::Stack;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::timeline::Category;
@@ -73,6 +74,13 @@ pub struct Trainable {
     pub tensor: Tensor,
 }
 
+/// A buffer that a forward replaces.
+pub struct Rebound {
+    pub tensor: Tensor,
+    /// It is still the one that came with the model.
+    pub loaded: bool,
+}
+
 /// A loaded model.
 pub struct Run {
     pub cx: Cx,
@@ -82,6 +90,8 @@ pub struct Run {
     weights: Vec<Option<Tensor>>,
     /// Buffers by module, in order.
     pub buffers: Vec<Vec<Tensor>>,
+    /// The buffer of a module that its forward replaces.
+    pub rebound: RefCell<HashMap<ModuleId, Rebound>>,
     replaced: Vec<Option<Box<dyn Leaf>>>,
     /// The embedding whose output is made a leaf that wants a gradient (`enable_input_require_grads`).
     input_grads: Option<ModuleId>,
@@ -102,6 +112,7 @@ impl Run {
             options,
             weights: vec![None; np],
             buffers: (0..nm).map(|_| vec![]).collect(),
+            rebound: RefCell::default(),
             replaced: (0..nm).map(|_| None).collect(),
             input_grads: None,
             kept: RefCell::default(),
@@ -144,7 +155,17 @@ impl Run {
                 .cx
                 .empty(OpId::LOAD, b.shape, b.dtype.unwrap_or(self.options.dtype));
             self.cx.tag(&t, Category::Buffers);
-            self.buffers[id.0 as usize].push(t);
+            if b.rebound {
+                self.rebound.borrow_mut().insert(
+                    id,
+                    Rebound {
+                        tensor: t,
+                        loaded: true,
+                    },
+                );
+            } else {
+                self.buffers[id.0 as usize].push(t);
+            }
         }
         self.cx.set_module(old);
     }

@@ -35,7 +35,7 @@ pub struct Simulated {
 }
 
 /// Architectures whose forward passes take a fused loss here.
-const FUSED_LOSS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"];
+const FUSED_LOSS: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3"];
 
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
@@ -76,12 +76,12 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let param_count = adapt::load(spec, &cx, &mut run)?;
     let modules = run.net.modules.iter().map(|m| m.name.clone()).collect();
     let param_bytes = adapt::param_bytes(&mut run);
-    let buffer_bytes = run
-        .buffers
-        .iter()
-        .flatten()
-        .map(|b| adapt::round(b.nbytes()))
-        .sum();
+    let buffer_bytes = {
+        let rebound = run.rebound.borrow();
+        let rebound = rebound.values().map(|r| &r.tensor);
+        let all = run.buffers.iter().flatten().chain(rebound);
+        all.map(|b| adapt::round(b.nbytes())).sum()
+    };
     let trainable_count = run.trainable().iter().map(|t| t.numel()).sum();
     let run = Rc::new(run);
     let managed_bytes = match (spec.work, spec.driver) {

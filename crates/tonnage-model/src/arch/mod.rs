@@ -14,6 +14,7 @@ pub mod llama;
 pub mod llama_2024;
 pub mod mixtral;
 pub mod nanogpt;
+pub mod phi3;
 pub mod pose;
 pub mod resnet;
 pub mod roberta;
@@ -117,6 +118,7 @@ pub fn build(
         "gpt_per_head" => gpt_per_head::build(config, head),
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
+        "phi3" => phi3::build(config, head, stack),
         "litgpt" => litgpt::build(config),
         "pose" => pose::build(config, head),
         "llama" if stack.llama_2024() => llama_2024::build(config, stack),

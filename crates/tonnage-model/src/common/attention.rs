@@ -32,7 +32,7 @@ pub fn attend_with_weights(
     let groups = q.size(1) / k.size(1);
     let p = if m.training { dropout } else { 0.0 };
     if m.options.attention == Attention::Eager {
-        let (o, w) = eager(m, q, k, v, mask, p);
+        let (o, w) = eager(m, q, k, v, mask, p, None);
         return (o, Some(w));
     }
     let gqa = groups > 1 && mask.is_none();
@@ -56,14 +56,16 @@ pub fn attend_with_weights(
     (o2, None)
 }
 
-/// `eager_attention_forward`: scores, scaling, mask, fp32 softmax, dropout, context; the context and the probabilities.
-fn eager(
+/// `eager_attention_forward`: scores, scaling, soft capping by `cap`, mask, fp32 softmax, dropout, context; the context and the
+/// probabilities.
+pub fn eager(
     m: &Run,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     mask: Option<&Tensor>,
     p: f64,
+    cap: Option<fn(&Run, Tensor) -> Tensor>,
 ) -> (Tensor, Tensor) {
     let cx = &m.cx;
     let groups = q.size(1) / k.size(1);
@@ -75,6 +77,9 @@ fn eager(
     let raw = ops::matmul(cx, q, &ops::transpose(cx, &k, 2, 3));
     let mut w = ops::mul_scalar(cx, &raw);
     drop(raw);
+    if let Some(cap) = cap {
+        w = cap(m, w);
+    }
     if let Some(mask) = mask {
         w = ops::add(cx, &w, mask);
     }

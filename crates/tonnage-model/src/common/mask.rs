@@ -111,10 +111,9 @@ fn packed_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     let batches = i64s(OpId::ARANGE, b);
     let heads = i64s(OpId::ARANGE, 1);
     let gather = || {
-        let (x, y) = (i64s(OpId::INDEX, b * s), i64s(OpId::INDEX, b * s));
+        let indices = expanded_indices(cx, b, s);
         let r = i64s(OpId::INDEX, b * s);
-        drop(y);
-        drop(x);
+        drop(indices);
         r
     };
     let same_sequence = || {
@@ -215,10 +214,9 @@ pub fn padding_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     };
     // mask[batch_idx, kv_idx]: both indices expanded
     let pick = || {
-        let (x, y) = (index_like(cx, b * s), index_like(cx, b * s));
+        let indices = expanded_indices(cx, b, s);
         let picked = cx.empty(OpId::INDEX, Shape::new(&[b, s]), ScalarType::Bool);
-        drop(y);
-        drop(x);
+        drop(indices);
         picked
     };
     let mask = and_masks(m, s, || causal_function(m, s, sliding)).then(pick, &[b, 1, s, s]);
@@ -226,8 +224,13 @@ pub fn padding_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
     mask
 }
 
-fn index_like(cx: &Cx, n: u64) -> Tensor {
-    cx.empty(OpId::INDEX, Shape::new(&[n]), ScalarType::I64)
+/// The contiguous copies of the expanded indices `[batch, position]`; those of one sequence's positions are contiguous already
+/// (torch 2.11, aten/src/ATen/native/TensorAdvancedIndexing.cpp, AdvancedIndex;
+/// case `phi3-tiny-plain-bf16-adamw_foreach-b1-s256-longrope-tf4.57.6`). They die in this order: positions, batch.
+fn expanded_indices(cx: &Cx, b: u64, s: u64) -> (Option<Tensor>, Tensor) {
+    let like = || cx.empty(OpId::INDEX, Shape::new(&[b * s]), ScalarType::I64);
+    let batch = like();
+    ((b > 1).then(like), batch)
 }
 
 /// `create_causal_mask` of a plain causal model with embeddings of `dtype`: None where SDPA's `is_causal` does.

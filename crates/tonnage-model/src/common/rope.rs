@@ -1,6 +1,7 @@
-//! Rotary position embeddings (transformers 5.17, src/transformers/models/llama/modeling_llama.py).
+//! Rotary position embeddings, whole and partial, and the frequencies that a long sequence replaces (transformers 5.17, src/transformers/models/llama/modeling_llama.py).
 
-use crate::run::Run;
+use crate::net::ModuleId;
+use crate::run::{Rebound, Run};
 use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::{ScalarType, Shape, Tensor};
@@ -64,4 +65,81 @@ pub fn apply(m: &Run, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Te
     let cos = ops::unsqueeze(&m.cx, cos, 1);
     let sin = ops::unsqueeze(&m.cx, sin, 1);
     (rotate(m, q, &cos, &sin), rotate(m, k, &cos, &sin))
+}
+
+/// The form of `apply_rotary_pos_emb` that turns only the first `cos.size(-1)` channels, which may be all of them
+/// (modeling_phi3.py and others that normalise nothing between).
+pub fn apply_partial(
+    m: &Run,
+    q: &Tensor,
+    k: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+) -> (Tensor, Tensor) {
+    let cx = &m.cx;
+    let cos = ops::unsqueeze(cx, cos, 1);
+    let sin = ops::unsqueeze(cx, sin, 1);
+    let r = cos.size(-1);
+    let parts = |x: &Tensor| {
+        let d = x.size(-1);
+        (ops::slice(cx, x, -1, 0, r), ops::slice(cx, x, -1, r, d - r))
+    };
+    let (q_rot, q_pass) = parts(q);
+    let (k_rot, k_pass) = parts(k);
+    let join = |rot: &Tensor, pass: &Tensor| {
+        let turned = rotate(m, rot, &cos, &sin);
+        ops::cat(cx, &[&turned, pass], -1)
+    };
+    (join(&q_rot, &q_pass), join(&k_rot, &k_pass))
+}
+
+/// `longrope_frequency_update` (modeling_rope_utils.py, dynamic_rope_update) of the rotary module `id`, whose `inv_freq` is a rebound
+/// buffer: past `original` positions the frequencies are computed, in 5.17 at each call, before that the original ones come back.
+pub fn longrope_update(m: &Run, id: ModuleId, positions: &Tensor, dim: u64, original: u64) {
+    let cx = &m.cx;
+    let scalar = |op, dtype| cx.empty(op, Shape::new(&[]), dtype);
+    let half = |op, dtype| cx.empty(op, Shape::new(&[dim / 2]), dtype);
+    let length = {
+        let last = ops::max(cx, positions);
+        let n = scalar(OpId::ADD, last.dtype);
+        drop(last);
+        n
+    };
+    drop(scalar(OpId::COMPARE, ScalarType::Bool));
+    let five = m.options.stack.transformers_5();
+    let mut rebound = m.rebound.borrow_mut();
+    let loaded = rebound.get(&id).is_some_and(|r| r.loaded);
+    let tensor = if positions.size(-1) > original {
+        (five || loaded).then(|| {
+            let factors = half(OpId::TO_COPY, ScalarType::F32);
+            let counted = half(OpId::ARANGE, ScalarType::I64);
+            let float = half(OpId::TO_COPY, ScalarType::F32);
+            drop(counted);
+            let exponents = half(OpId::DIV, ScalarType::F32);
+            drop(float);
+            let powers = half(OpId::POW, ScalarType::F32);
+            // the base, a number, as a tensor
+            drop(scalar(OpId::POW, ScalarType::F64));
+            let scaled = half(OpId::MUL, ScalarType::F32);
+            drop(powers);
+            let inverse = half(OpId::RECIPROCAL, ScalarType::F32);
+            let out = half(OpId::MUL, ScalarType::F32);
+            drop(scaled);
+            drop(inverse);
+            drop(factors);
+            drop(exponents);
+            out
+        })
+    } else {
+        if five {
+            // the original ones are a buffer too
+            rebound.remove(&id);
+        }
+        (!five && loaded).then(|| half(OpId::TO_COPY, ScalarType::F32))
+    };
+    if let Some(tensor) = tensor {
+        let loaded = false;
+        rebound.insert(id, Rebound { tensor, loaded });
+    }
+    drop(length);
 }

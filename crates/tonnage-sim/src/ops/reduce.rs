@@ -112,6 +112,12 @@ pub fn all(cx: &Cx, x: &Tensor) -> Tensor {
     )
 }
 
+/// `x.max()` over everything, without history.
+pub fn max(cx: &Cx, x: &Tensor) -> Tensor {
+    let bits = mask(&x.shape, &[]);
+    reduce_raw(cx, OpId::MAX, ReduceOp::Extreme, x, bits, false, x.dtype)
+}
+
 /// `x.mean(dims, keepdim)`; an empty `dims` takes everything. Backward: expanded view, then a division into a full tensor.
 pub fn mean(cx: &Cx, x: &Tensor, dims: &[isize], keepdim: bool) -> Tensor {
     let bits = mask(&x.shape, dims);

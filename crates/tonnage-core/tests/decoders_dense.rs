@@ -1,0 +1,20 @@
+//! Phi-3 and other dense decoders: whole recorded traces, event by event, and every figure of their records.
+
+mod events;
+
+use events::{OWN, exact, own};
+
+#[test]
+fn phi3_events() {
+    own("phi3-tiny-plain-bf16-adamw_foreach-b2-s256");
+    own("phi3-tiny-plain-bf16-adamw_foreach-b2-s256-tf4.57.6");
+    own("phi3-tiny-plain-bf16-adamw_foreach-b2-s256-window");
+    own("phi3-tiny-plain-bf16-adamw_foreach-b2-s256-window-tf4.57.6");
+    own("phi3-tiny-plain-bf16-adamw_foreach-b1-s256-longrope");
+    own("phi3-tiny-plain-bf16-adamw_foreach-b1-s256-longrope-tf4.57.6");
+}
+
+#[test]
+fn phi3_records() {
+    exact(OWN, "phi3-", 11);
+}
