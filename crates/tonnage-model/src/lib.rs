@@ -5,6 +5,7 @@
 
 pub mod adapt;
 pub mod arch;
+pub mod cache;
 pub mod common;
 pub mod count;
 pub mod describe;
@@ -16,6 +17,7 @@ pub mod run;
 pub mod stack;
 
 pub use arch::{Arch, Batch, Built, Output};
+pub use cache::{Cache, CacheKind};
 pub use error::ModelError;
 pub use net::{Kind, ModuleId, Net, NetBuilder, ParamId};
 pub use run::{Attention, Loss, Run, RunOptions};

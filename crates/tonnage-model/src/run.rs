@@ -1,9 +1,11 @@
 //! A model on a simulated device: its tensors, its mode, and the leaf computations that adapters and quantisers change.
 
+use crate::cache::Cache;
 use crate::net::{Kind, ModuleId, Net, ParamId};
 use crate::stack::Stack;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use tonnage_sim::OpId;
 use tonnage_sim::ops;
 use tonnage_sim::timeline::Category;
@@ -99,6 +101,8 @@ pub struct Run {
     pub kept: RefCell<Vec<Tensor>>,
     /// `num_items_in_batch` of the call in progress, a [] int64 tensor: losses are then sums divided by it.
     pub items: RefCell<Option<Tensor>>,
+    /// The key/value cache that the call in progress was given.
+    pub cache: RefCell<Option<Rc<Cache>>>,
 }
 
 impl Run {
@@ -117,6 +121,7 @@ impl Run {
             input_grads: None,
             kept: RefCell::default(),
             items: RefCell::default(),
+            cache: RefCell::default(),
         }
     }
 

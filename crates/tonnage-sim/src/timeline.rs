@@ -83,6 +83,8 @@ pub enum Phase {
     ZeroGrad,
     Prefill,
     Decode,
+    /// A plain call's output is alive and nothing runs.
+    Hold,
     End,
 }
 
@@ -102,6 +104,7 @@ impl Phase {
             Phase::ZeroGrad => "zero_grad",
             Phase::Prefill => "prefill",
             Phase::Decode => "decode",
+            Phase::Hold => "hold",
             Phase::End => "end",
         }
     }

@@ -1,13 +1,14 @@
 //! Runs a job on the simulator: load, steps, marks.
 
 mod adapt;
-mod batch;
+pub(crate) mod batch;
 mod described;
 mod groups;
 mod plain;
 mod trainer;
 
 use crate::error::CoreError;
+use crate::infer;
 use crate::spec::{Loading, Loop, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::adapt::{Quant, quant};
@@ -87,11 +88,8 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
-        _ => {
-            return Err(CoreError::Unsupported(
-                "generation and plain forward calls".into(),
-            ));
-        }
+        (Work::Forward, _) => infer::forward(spec, &cx, &run, &*built.arch)?,
+        (Work::Generate { .. }, _) => infer::generate(spec, &cx, &run, &*built.arch)?,
     };
     let mut timeline = cx.take_timeline();
     // tear-down is not part of the job

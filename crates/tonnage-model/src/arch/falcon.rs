@@ -267,6 +267,7 @@ impl Layer {
             q = q2;
             k = k2;
         }
+        let (mut k, mut v) = m.cached(self.attn, None, k, v);
         if m.options.attention != Attention::Eager
             && shared.mask.is_some()
             && !m.options.stack.transformers_5()
@@ -444,10 +445,10 @@ fn causal_mask(
     let eager = m.options.attention == Attention::Eager;
     let mut mask = if five {
         let mut mask = match &batch.attention_mask {
-            None => common::mask::plain_mask(m, b, s, false),
+            None => common::mask::plain_mask(m, b, common::mask::Span::new(m, s, None)),
             Some(given) => {
                 let bools = ops::plain(cx, OpId::TO_COPY, given, ScalarType::Bool);
-                let mask = common::mask::padding_mask(m, b, s, false);
+                let mask = common::mask::padding_mask(m, b, common::mask::Span::new(m, s, None));
                 drop(bools);
                 mask
             }
@@ -567,11 +568,17 @@ impl Arch for Falcon {
                 bias = Some(alibi(m, &mask, heads, emb.dtype));
                 ones = Some(mask);
             }
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let given = bias.clone();
             let mask = causal_mask(m, batch, &emb, given, heads);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.c.hidden_size / heads, emb.dtype)
+                common::rope::tables_for(
+                    m,
+                    pos.size(0),
+                    s,
+                    self.c.hidden_size / heads,
+                    emb.dtype,
+                )
             });
             let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
             let shared = || Shared {
@@ -607,7 +614,7 @@ impl Arch for Falcon {
             drop(last);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.head.forward(m, &kept);
         drop(kept);
         let loss = batch

@@ -269,6 +269,8 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
+        let window = self.sliding.then_some(self.c.sliding_window);
+        let (k, v) = m.cached(self.attn, window, k, v);
         let p = self.c.attention_dropout;
         let (mut o, w) = common::attention::attend_with_weights(m, &q, &k, &v, mask, p, true);
         o = ops::reshape(cx, &o, Shape::new(&[b, s, self.c.num_attention_heads * hd]));
@@ -355,7 +357,7 @@ impl Arch for Gemma3 {
         let five = m.options.stack.transformers_5();
         let h = m.within(self.model, || {
             let emb = self.embedded(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let window = Some(self.c.sliding_window);
             let masks =
                 [None, window].map(|w| common::mask::windowed(m, batch, b, s, emb.dtype, w));
@@ -363,7 +365,7 @@ impl Arch for Gemma3 {
             let tables = [false, true].map(|sliding| {
                 (!five || self.layers.iter().any(|l| l.sliding == sliding)).then(|| {
                     m.within(self.rotary[usize::from(sliding)], || {
-                        common::rope::tables(m, s, self.c.head_dim, emb.dtype)
+                        common::rope::tables_for(m, pos.size(0), s, self.c.head_dim, emb.dtype)
                     })
                 })
             });
@@ -392,7 +394,7 @@ impl Arch for Gemma3 {
             drop(tables);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.logits(m, &kept);
         let labels = batch.labels.as_ref();
         let loss = labels.map(|l| common::loss::causal_lm(m, &logits, l));

@@ -186,6 +186,7 @@ impl Block {
         // the queries last, as in the source: the order of the nodes is that of their gradients' copies
         let (k, v, q) = (head(&parts[1]), head(&parts[2]), head(&parts[0]));
         drop(parts);
+        let (k, v) = m.cached(self.attn_id, None, k, v);
         if m.options.attention == Attention::Eager {
             let o = self.eager(m, &q, &k, &v, mask);
             return self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
@@ -194,7 +195,7 @@ impl Block {
         let args = SdpaArgs {
             mask: mask.cloned(),
             dropout,
-            is_causal: mask.is_none(),
+            is_causal: mask.is_none() && s > 1,
             enable_gqa: false,
             scale_given: true,
         };
@@ -294,7 +295,7 @@ impl Arch for Gpt2 {
         let cx = &m.cx;
         let h = m.within(self.transformer, || {
             let emb = self.wte.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let pe = self.wpe.forward(m, &pos);
             let mut x = ops::add(cx, &emb, &pe);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
@@ -318,7 +319,9 @@ impl Arch for Gpt2 {
             drop(mask);
             x
         });
-        let logits = self.head.forward(m, &h);
+        let kept = batch.last(cx, &h);
+        let logits = self.head.forward(m, &kept);
+        drop(kept);
         let loss = batch
             .labels
             .as_ref()

@@ -231,6 +231,7 @@ impl Layer {
         let (q2, k2) = partial_rotary(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
+        let (k, v) = m.cached(self.attn, None, k, v);
         let mut o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
         o = ops::reshape(cx, &o, Shape::new(&[b, s, self.heads * self.head_dim]));
         o = self.dense.forward(m, &o);
@@ -291,11 +292,11 @@ impl Arch for GptNeox {
         let cx = &m.cx;
         let h = m.within(self.base, || {
             let emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let mut x = self.drop.forward(m, &emb);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.rotary_dim, x.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.rotary_dim, x.dtype)
             });
             for l in &self.layers {
                 x = if m.options.checkpoint && m.training {
@@ -316,11 +317,11 @@ impl Arch for GptNeox {
             drop(emb);
             drop(cache_position);
             drop(mask);
-            drop(cos);
             drop(sin);
+            drop(cos);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let (logits, loss) =
             common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);

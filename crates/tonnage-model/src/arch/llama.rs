@@ -253,6 +253,7 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
+        let (k, v) = m.cached(self.attn, None, k, v);
         let mut o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
         o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
         o = self.o.forward(m, &o);
@@ -317,10 +318,10 @@ impl Arch for Llama {
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.head_dim, emb.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
             for l in &self.layers {
@@ -343,11 +344,11 @@ impl Arch for Llama {
             drop(emb);
             drop(cache_position);
             drop(mask);
-            drop(cos);
             drop(sin);
+            drop(cos);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let (logits, loss) =
             common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);

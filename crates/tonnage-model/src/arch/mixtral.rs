@@ -247,6 +247,7 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
+        let (k, v) = m.cached(self.attn, None, k, v);
         let p = self.c.attention_dropout;
         let mut o = common::attention::attend(m, &q, &k, &v, mask, p, true);
         let width = self.c.num_attention_heads * self.head_dim;
@@ -357,10 +358,10 @@ impl Arch for Mixtral {
         let five = m.options.stack.transformers_5();
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.head_dim, emb.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
             for l in &self.layers {
@@ -394,7 +395,7 @@ impl Arch for Mixtral {
             drop(cos);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.head.forward(m, &kept);
         drop(kept);
         let loss = batch

@@ -29,7 +29,7 @@ use crate::net::Net;
 use crate::run::Run;
 use crate::stack::Stack;
 use std::rc::Rc;
-use tonnage_sim::Tensor;
+use tonnage_sim::{Cx, Tensor, ops};
 
 /// The tensors of one call, on the device.
 #[derive(Clone, Default)]
@@ -44,6 +44,19 @@ pub struct Batch {
     pub attention_mask: Option<Tensor>,
     /// What the mask says: some positions are padding, so a mask tensor is built from it.
     pub padded: bool,
+    /// [B, S] int64 where the caller passes them (generation), else the model makes its own.
+    pub position_ids: Option<Tensor>,
+    /// Logits of this many last positions only (`logits_to_keep`); None: of all.
+    pub keep: Option<u64>,
+}
+
+impl Batch {
+    /// The hidden states [B, S, D] of the positions whose logits are wanted (`hidden_states[:, slice_indices, :]`).
+    pub fn last(&self, cx: &Cx, h: &Tensor) -> Tensor {
+        let s = h.size(1);
+        let n = self.keep.map_or(s, |k| k.min(s));
+        ops::slice(cx, h, 1, s - n, n)
+    }
 }
 
 /// What a call returns; the caller decides how long it lives.

@@ -17,6 +17,42 @@ pub fn position_ids(m: &Run, s: u64) -> Tensor {
     ops::unsqueeze(&m.cx, &p, 0)
 }
 
+/// The call's position ids: those it was passed, or its own.
+pub fn positions(m: &Run, batch: &Batch, s: u64) -> Tensor {
+    match &batch.position_ids {
+        Some(p) => p.clone(),
+        None => position_ids(m, s),
+    }
+}
+
+/// What a mask covers: queries, keys, and whether the keys' window is limited.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub q: u64,
+    pub kv: u64,
+    pub sliding: bool,
+}
+
+impl Span {
+    /// The mask of `s` new tokens after what the call's cache has seen; with a window, of what a sliding layer still holds
+    /// (cache_utils.py, `get_mask_sizes`).
+    pub fn new(m: &Run, s: u64, window: Option<u64>) -> Span {
+        let past = m.past();
+        let kv = match window {
+            Some(w) if past >= w => w - 1 + s,
+            _ => past + s,
+        };
+        Span {
+            q: s,
+            kv,
+            sliding: window.is_some(),
+        }
+    }
+    fn square(self) -> [u64; 2] {
+        [self.q, self.kv]
+    }
+}
+
 /// The search for packed sequences that runs where no mask and no cache are given (find_packed_sequence_indices). 5.x asks the
 /// device whether there are any and drops the answer; 4.57 hands the indices on.
 fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
@@ -52,21 +88,21 @@ fn find_packed(m: &Run, b: u64, s: u64) -> Option<Tensor> {
     None
 }
 
-/// The causal mask function over [S] queries and [S] keys. A sliding one asks two questions and joins them (`and_masks`), from a
+/// The causal mask function over the queries and the keys. A sliding one asks two questions and joins them (`and_masks`), from a
 /// tensor of ones that 4.57's vmap spreads over the queries (case `gemma3-tiny-plain-bf16-sdpa`).
-fn causal_function(m: &Run, s: u64, sliding: bool) -> Tensor {
+fn causal_function(m: &Run, span: Span) -> Tensor {
     let cx = &m.cx;
-    let square = |op| cx.empty(op, Shape::new(&[s, s]), ScalarType::Bool);
-    if !sliding {
+    let square = |op| cx.empty(op, Shape::new(&span.square()), ScalarType::Bool);
+    if !span.sliding {
         return square(OpId::COMPARE);
     }
-    and_masks(m, s, || {
-        let bound = cx.empty(OpId::SUB, Shape::new(&[s]), ScalarType::I64);
+    and_masks(m, span, || {
+        let bound = cx.empty(OpId::SUB, Shape::new(&[span.q]), ScalarType::I64);
         let near = square(OpId::COMPARE);
         drop(bound);
         near
     })
-    .then(|| square(OpId::COMPARE), &[s, s])
+    .then(|| square(OpId::COMPARE), &span.square())
 }
 
 /// `ones & first() & ...`: what `and_masks` has after its first function; [`Joined::then`] adds another.
@@ -75,16 +111,16 @@ struct Joined<'m> {
     mask: Tensor,
 }
 
-fn and_masks(m: &Run, s: u64, first: impl FnOnce() -> Tensor) -> Joined<'_> {
+fn and_masks(m: &Run, span: Span, first: impl FnOnce() -> Tensor) -> Joined<'_> {
     let ones = if m.options.stack.transformers_5() {
         Shape::new(&[])
     } else {
-        Shape::new(&[s])
+        Shape::new(&[span.q])
     };
     let ones = m.cx.empty(OpId::FULL, ones, ScalarType::Bool);
     let f = first();
     let mask =
-        m.cx.empty(OpId::BITWISE, Shape::new(&[s, s]), ScalarType::Bool);
+        m.cx.empty(OpId::BITWISE, Shape::new(&span.square()), ScalarType::Bool);
     drop(f);
     drop(ones);
     Joined { m, mask }
@@ -103,7 +139,8 @@ impl Joined<'_> {
 
 /// 4.57 with packed-sequence indices: the boolean [B, 1, S, S] mask, made under vmap (sdpa_mask_recent_torch;
 /// case `llama-1b-plain-bf16-adamw_foreach-b2-s1024-tf4.57.6`).
-fn packed_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
+fn packed_mask(m: &Run, b: u64, span: Span) -> Tensor {
+    let s = span.q;
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let bools = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::Bool);
@@ -124,7 +161,7 @@ fn packed_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
         same
     };
     let mask =
-        and_masks(m, s, || causal_function(m, s, sliding)).then(same_sequence, &[b, 1, s, s]);
+        and_masks(m, span, || causal_function(m, span)).then(same_sequence, &[b, 1, s, s]);
     drop(kv);
     drop(batches);
     drop(heads);
@@ -132,25 +169,25 @@ fn packed_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
 }
 
 /// 5.x without skipping: the boolean causal mask by broadcasting, expanded over the batch (sdpa_mask).
-pub fn plain_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
+pub fn plain_mask(m: &Run, b: u64, span: Span) -> Tensor {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let batches = i64s(OpId::ARANGE, b);
     let heads = i64s(OpId::ARANGE, 1);
-    let shifted = || {
-        let raw = i64s(OpId::ARANGE, s);
-        let sum = i64s(OpId::ADD, s);
+    let shifted = |n| {
+        let raw = i64s(OpId::ARANGE, n);
+        let sum = i64s(OpId::ADD, n);
         drop(raw);
         sum
     };
-    let (q, kv) = (shifted(), shifted());
-    let mask = causal_function(m, s, sliding);
+    let (q, kv) = (shifted(span.q), shifted(span.kv));
+    let mask = causal_function(m, span);
     drop(batches);
     drop(heads);
     drop(q);
     drop(kv);
-    let mask = ops::view(cx, &mask, Shape::new(&[1, 1, s, s]));
-    ops::expand(cx, &mask, Shape::new(&[b, 1, s, s]))
+    let mask = ops::view(cx, &mask, Shape::new(&[1, 1, span.q, span.kv]));
+    ops::expand(cx, &mask, Shape::new(&[b, 1, span.q, span.kv]))
 }
 
 /// `eager_mask`: 0 and the dtype's minimum instead of booleans (case `gpt2-small-plain-fp32-adamw_foreach-b4-s1024-eager`).
@@ -176,11 +213,11 @@ fn fast_all(m: &Run, bools: &Tensor) {
 
 /// Can SDPA's `is_causal` stand for the mask? 5.x asks twice where the first answer is no (`_ignore_causal_mask_sdpa`;
 /// cases `llama-tiny-plain-bf16-sdpa-mask-pad` and its `-tf4.57.6` twin).
-fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
+fn skippable(m: &Run, bools: &Tensor, padded: bool, s: u64) -> bool {
     if m.options.stack.transformers_5() {
         fast_all(m, bools);
-        if padded {
-            let start = ops::slice(&m.cx, bools, 1, 0, bools.size(1));
+        if padded && m.past() == 0 {
+            let start = ops::slice(&m.cx, bools, 1, 0, s);
             fast_all(m, &start);
         }
     } else {
@@ -191,35 +228,36 @@ fn skippable(m: &Run, bools: &Tensor, padded: bool) -> bool {
 
 /// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
 /// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above, with eager attention `llama-tiny-plain-bf16-eager-mask-ones`).
-pub fn padding_mask(m: &Run, b: u64, s: u64, sliding: bool) -> Tensor {
+pub fn padding_mask(m: &Run, b: u64, span: Span) -> Tensor {
     let cx = &m.cx;
+    let Span { q, kv, .. } = span;
     let five = m.options.stack.transformers_5();
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
     let arange = |n| i64s(OpId::ARANGE, n);
-    let shifted = || {
-        let raw = arange(s);
-        let sum = i64s(OpId::ADD, s);
+    let shifted = |n| {
+        let raw = arange(n);
+        let sum = i64s(OpId::ADD, n);
         drop(raw);
         sum
     };
     let first = if five {
         [arange(b), arange(1)]
     } else {
-        [arange(s), arange(b)]
+        [arange(kv), arange(b)]
     };
     let then = if five {
-        vec![shifted(), shifted()]
+        vec![shifted(q), shifted(kv)]
     } else {
         vec![arange(1)]
     };
     // mask[batch_idx, kv_idx]: both indices expanded
     let pick = || {
-        let indices = expanded_indices(cx, b, s);
-        let picked = cx.empty(OpId::INDEX, Shape::new(&[b, s]), ScalarType::Bool);
+        let indices = expanded_indices(cx, b, kv);
+        let picked = cx.empty(OpId::INDEX, Shape::new(&[b, kv]), ScalarType::Bool);
         drop(indices);
         picked
     };
-    let mask = and_masks(m, s, || causal_function(m, s, sliding)).then(pick, &[b, 1, s, s]);
+    let mask = and_masks(m, span, || causal_function(m, span)).then(pick, &[b, 1, q, kv]);
     first.into_iter().chain(then).for_each(drop);
     mask
 }
@@ -249,15 +287,15 @@ pub fn windowed(
     window: Option<u64>,
 ) -> Option<Tensor> {
     let eager = m.options.attention == Attention::Eager;
-    let sliding = window.is_some();
-    let must = eager || window.is_some_and(|w| s >= w);
+    let span = Span::new(m, s, window);
+    let must = eager || window.is_some_and(|w| span.kv >= w);
     match &batch.attention_mask {
         None => {
-            if m.training || !m.options.use_cache {
+            if m.cache().is_none() && (m.training || !m.options.use_cache) {
                 let packed = find_packed(m, b, s);
                 let mut mask = match &packed {
-                    Some(_) => Some(packed_mask(m, b, s, sliding)),
-                    None => must.then(|| plain_mask(m, b, s, sliding)),
+                    Some(_) => Some(packed_mask(m, b, span)),
+                    None => must.then(|| plain_mask(m, b, span)),
                 };
                 if eager {
                     mask = mask.map(|bools| additive(m, bools, dtype));
@@ -265,14 +303,19 @@ pub fn windowed(
                 drop(packed);
                 return mask;
             }
-            None
+            let bools = must.then(|| plain_mask(m, b, span))?;
+            Some(if eager {
+                additive(m, bools, dtype)
+            } else {
+                bools
+            })
         }
         Some(mask) => {
             let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
-            if !must && skippable(m, &bools, batch.padded) {
+            if !must && skippable(m, &bools, batch.padded, s) {
                 return None;
             }
-            let mut out = padding_mask(m, b, s, sliding);
+            let mut out = padding_mask(m, b, span);
             if eager {
                 out = additive(m, out, dtype);
             }
@@ -303,5 +346,5 @@ pub fn bidirectional(m: &Run, mask: Option<&Tensor>) -> Option<Tensor> {
 /// 5.x's `create_causal_mask` of a decoder that was given a cache and no mask: None under SDPA, the additive mask in eager attention.
 pub fn causal_cached(m: &Run, b: u64, s: u64, dtype: ScalarType) -> Option<Tensor> {
     (m.options.attention == Attention::Eager)
-        .then(|| additive(m, plain_mask(m, b, s, false), dtype))
+        .then(|| additive(m, plain_mask(m, b, Span::new(m, s, None)), dtype))
 }

@@ -8,12 +8,17 @@ use tonnage_sim::{ScalarType, Shape, Tensor};
 
 /// `LlamaRotaryEmbedding.forward`: cos and sin as [1, S, dim] in `dtype`; computed in fp32 without autocast or gradients.
 pub fn tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
+    tables_for(m, 1, s, dim, dtype)
+}
+
+/// The tables for position ids of `[b, s]`: [b, S, dim] (callers that generate pass a row of positions for each sequence).
+pub fn tables_for(m: &Run, b: u64, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
     let cx = &m.cx;
     cx.with_grad(false, || {
-        let positions = cx.empty(OpId::TO_COPY, Shape::new(&[1, 1, s]), ScalarType::F32);
-        let freqs = cx.empty(OpId::BMM, Shape::new(&[1, dim / 2, s]), ScalarType::F32);
+        let positions = cx.empty(OpId::TO_COPY, Shape::new(&[b, 1, s]), ScalarType::F32);
+        let freqs = cx.empty(OpId::BMM, Shape::new(&[b, dim / 2, s]), ScalarType::F32);
         cx.gemm();
-        let emb = cx.empty(OpId::CAT, Shape::new(&[1, s, dim]), ScalarType::F32);
+        let emb = cx.empty(OpId::CAT, Shape::new(&[b, s, dim]), ScalarType::F32);
         let table = |op| {
             let raw = ops::plain(cx, op, &emb, ScalarType::F32);
             let scaled = ops::plain(cx, OpId::MUL, &raw, ScalarType::F32);

@@ -70,6 +70,7 @@ ops! {
     COMPARE "compare",
     BITWISE "bitwise",
     MAX "max",
+    ARGMAX "argmax",
     ALL "all",
     SUM "sum",
     MEAN "mean",

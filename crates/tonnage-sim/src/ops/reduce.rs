@@ -112,10 +112,17 @@ pub fn all(cx: &Cx, x: &Tensor) -> Tensor {
     )
 }
 
-/// `x.max()` over everything, without history.
+/// `x.max()` over everything.
 pub fn max(cx: &Cx, x: &Tensor) -> Tensor {
     let bits = mask(&x.shape, &[]);
     reduce_raw(cx, OpId::MAX, ReduceOp::Extreme, x, bits, false, x.dtype)
+}
+
+/// `torch.argmax(x, dim)`: int64.
+pub fn argmax(cx: &Cx, x: &Tensor, dim: isize) -> Tensor {
+    let bits = mask(&x.shape, &[dim]);
+    let (kind, out) = (ReduceOp::ArgExtreme, ScalarType::I64);
+    reduce_raw(cx, OpId::ARGMAX, kind, x, bits, false, out)
 }
 
 /// `x.mean(dims, keepdim)`; an empty `dims` takes everything. Backward: expanded view, then a division into a full tensor.

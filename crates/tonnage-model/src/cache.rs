@@ -1,0 +1,223 @@
+//! The key/value cache of a generating model (transformers 5.17 and 4.57.6, src/transformers/cache_utils.py).
+//!
+//! The driver of a job puts a [`Cache`] on the [`Run`]; attention layers hand their new keys and values to
+//! [`Run::cached`] and attend over what it returns.
+
+use crate::net::ModuleId;
+use crate::run::Run;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use tonnage_sim::ops;
+use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
+
+/// How a cache holds its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheKind {
+    /// `DynamicCache`: grows by concatenation; sliding layers keep their window.
+    Dynamic,
+    /// `StaticCache`: one allocation of this many tokens a layer (sliding layers: at most their window).
+    Static { len: u64 },
+}
+
+#[derive(Default)]
+struct Layer {
+    keys: Option<Tensor>,
+    values: Option<Tensor>,
+    /// The layer's other device tensors (a static layer's token counter, a sliding layer's window size).
+    scalar: Option<Tensor>,
+    window: Option<u64>,
+    seen: u64,
+}
+
+/// One cache object: a layer for each attention module, in the order of their first use.
+pub struct Cache {
+    kind: CacheKind,
+    layers: RefCell<Vec<(ModuleId, Layer)>>,
+    /// Where the next layer probably is: attention modules come in the same order in each call.
+    cursor: Cell<usize>,
+}
+
+impl Drop for Cache {
+    /// A Python list's elements go last to first; a layer's attributes in the order of their first assignment.
+    fn drop(&mut self) {
+        let layers = self.layers.get_mut();
+        while let Some((_, mut l)) = layers.pop() {
+            drop(l.keys.take());
+            drop(l.values.take());
+            drop(l.scalar.take());
+        }
+    }
+}
+
+impl Cache {
+    /// An empty cache; nothing is on the device before the first tokens.
+    pub fn new(kind: CacheKind) -> Cache {
+        Cache {
+            kind,
+            layers: RefCell::default(),
+            cursor: Cell::new(0),
+        }
+    }
+
+    /// How it holds its tokens.
+    pub fn kind(&self) -> CacheKind {
+        self.kind
+    }
+
+    /// Tokens that the first layer has seen.
+    pub fn seen(&self) -> u64 {
+        self.layers.borrow().first().map_or(0, |(_, l)| l.seen)
+    }
+
+    /// Bytes of the blocks asked for by keys and values now.
+    pub fn bytes(&self) -> u64 {
+        let of = |t: &Option<Tensor>| t.as_ref().map_or(0, |t| t.storage.bytes());
+        self.layers
+            .borrow()
+            .iter()
+            .map(|(_, l)| of(&l.keys) + of(&l.values))
+            .sum()
+    }
+
+    fn at(&self, id: ModuleId, window: Option<u64>) -> usize {
+        let mut layers = self.layers.borrow_mut();
+        let hint = self.cursor.get();
+        let i = if layers.get(hint).is_some_and(|l| l.0 == id) {
+            hint
+        } else {
+            layers.iter().position(|l| l.0 == id).unwrap_or_else(|| {
+                layers.push((
+                    id,
+                    Layer {
+                        window,
+                        ..Layer::default()
+                    },
+                ));
+                layers.len() - 1
+            })
+        };
+        self.cursor.set((i + 1) % layers.len());
+        i
+    }
+
+    /// `past_key_values.update(k, v, layer_idx)` for k and v [B, heads, tokens, size]: the keys and values to attend over.
+    pub fn update(
+        &self,
+        m: &Run,
+        id: ModuleId,
+        window: Option<u64>,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let i = self.at(id, window);
+        let mut layers = self.layers.borrow_mut();
+        let l = &mut layers[i].1;
+        match (self.kind, l.window) {
+            (CacheKind::Dynamic, None) => l.grow(m, k, v),
+            (CacheKind::Dynamic, Some(w)) => l.slide(m, w, k, v),
+            (CacheKind::Static { len }, _) => l.fill(m, len, k, v),
+        }
+    }
+
+    /// `reorder_cache(beam_idx)`: every layer's keys, then its values, by `index_select` over the batch.
+    pub fn reorder(&self, m: &Run, beams: u64) {
+        for (_, l) in self.layers.borrow_mut().iter_mut() {
+            for t in [&mut l.keys, &mut l.values] {
+                if let Some(old) = t {
+                    let new = m.cx.empty(OpId::INDEX, old.shape.with(0, beams), old.dtype);
+                    *t = Some(new);
+                }
+            }
+        }
+    }
+}
+
+/// `torch.cat([old, new], dim=-2)`; an empty one-dimensional `old` is left out but the result is a new tensor all the same.
+fn joined(m: &Run, old: Option<&Tensor>, new: &Tensor) -> Tensor {
+    match old {
+        Some(old) => ops::cat(&m.cx, &[old, new], -2),
+        None => ops::cat(&m.cx, &[new], -2),
+    }
+}
+
+impl Layer {
+    /// `DynamicLayer.update`.
+    fn grow(&mut self, m: &Run, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        self.seen += k.size(2);
+        let keys = joined(m, self.keys.as_ref(), k);
+        self.keys = Some(keys.clone());
+        let values = joined(m, self.values.as_ref(), v);
+        self.values = Some(values.clone());
+        (keys, values)
+    }
+
+    /// `DynamicSlidingWindowLayer.update`: attends over everything, keeps views of the last `window - 1` tokens.
+    fn slide(&mut self, m: &Run, window: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        if self.scalar.is_none() {
+            let t = m.cx.empty(OpId::TO_COPY, Shape::new(&[]), ScalarType::I64);
+            self.scalar = Some(t);
+        }
+        self.seen += k.size(2);
+        let keys = joined(m, self.keys.as_ref(), k);
+        let values = joined(m, self.values.as_ref(), v);
+        let kept = |t: &Tensor| {
+            let len = t.size(2);
+            let n = len.min(window.saturating_sub(1));
+            ops::slice(&m.cx, t, 2, len - n, n)
+        };
+        self.keys = Some(kept(&keys));
+        self.values = Some(kept(&values));
+        (keys, values)
+    }
+
+    /// `StaticLayer.update`: zeros of the full length at the first call, then copies in place.
+    fn fill(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let cx = &m.cx;
+        let i64s = |op, n: &[u64]| cx.empty(op, Shape::new(n), ScalarType::I64);
+        if self.keys.is_none() {
+            self.keys = Some(cx.empty(OpId::ZEROS, k.shape.with(2, len), k.dtype));
+            self.values = Some(cx.empty(OpId::ZEROS, v.shape.with(2, len), v.dtype));
+            self.scalar = Some(i64s(OpId::TO_COPY, &[]));
+        }
+        self.seen += k.size(2);
+        let range = i64s(OpId::ARANGE, &[k.size(2)]);
+        let position = i64s(OpId::ADD, &[k.size(2)]);
+        drop(range);
+        drop(position);
+        match (&self.keys, &self.values) {
+            (Some(k), Some(v)) => (k.clone(), v.clone()),
+            _ => (k.clone(), v.clone()),
+        }
+    }
+}
+
+impl Run {
+    /// The cache of the call in progress.
+    pub fn cache(&self) -> Option<Rc<Cache>> {
+        self.cache.borrow().clone()
+    }
+
+    /// Tokens before this call's.
+    pub fn past(&self) -> u64 {
+        self.cache.borrow().as_ref().map_or(0, |c| c.seen())
+    }
+
+    /// New keys and values of attention module `id` through the cache, if there is one: what to attend over. `window`: the layer
+    /// only looks back this far.
+    pub fn cached(
+        &self,
+        id: ModuleId,
+        window: Option<u64>,
+        k: Tensor,
+        v: Tensor,
+    ) -> (Tensor, Tensor) {
+        let Some(c) = self.cache() else {
+            return (k, v);
+        };
+        let out = c.update(self, id, window, &k, &v);
+        // `key_states, value_states = past_key_values.update(...)`
+        drop(k);
+        drop(v);
+        out
+    }
+}
