@@ -572,13 +572,7 @@ impl Arch for Falcon {
             let given = bias.clone();
             let mask = causal_mask(m, batch, &emb, given, heads);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables_for(
-                    m,
-                    pos.size(0),
-                    s,
-                    self.c.hidden_size / heads,
-                    emb.dtype,
-                )
+                common::rope::tables_for(m, pos.size(0), s, self.c.hidden_size / heads, emb.dtype)
             });
             let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
             let shared = || Shared {

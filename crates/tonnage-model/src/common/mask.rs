@@ -160,8 +160,7 @@ fn packed_mask(m: &Run, b: u64, span: Span) -> Tensor {
         drop(kv_seq);
         same
     };
-    let mask =
-        and_masks(m, span, || causal_function(m, span)).then(same_sequence, &[b, 1, s, s]);
+    let mask = and_masks(m, span, || causal_function(m, span)).then(same_sequence, &[b, 1, s, s]);
     drop(kv);
     drop(batches);
     drop(heads);
