@@ -66,7 +66,8 @@ fn main() {
         }
     }
     let mut spec = torch_run::spec(&r).expect("spec");
-    if !plain {
+    // under inference mode composite operators run untraced, by the real in-place rule
+    if !plain && spec.work == tonnage_core::spec::Work::Train {
         spec.accumulate = Accumulate::OutOfPlace;
     }
     let sim = tonnage_core::simulate(&spec).expect("simulation");

@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::net::{Kind, ModuleId, Net, ParamId};
 use crate::stack::Stack;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use tonnage_sim::OpId;
@@ -101,6 +101,8 @@ pub struct Run {
     pub kept: RefCell<Vec<Tensor>>,
     /// `num_items_in_batch` of the call in progress, a [] int64 tensor: losses are then sums divided by it.
     pub items: RefCell<Option<Tensor>>,
+    /// `generate` is past the prompt: experts run as `batched_mm` (transformers 5, `_optimize_model_for_decode`).
+    pub decoding: Cell<bool>,
     /// The key/value cache that the call in progress was given.
     pub cache: RefCell<Option<Rc<Cache>>>,
 }
@@ -121,6 +123,7 @@ impl Run {
             input_grads: None,
             kept: RefCell::default(),
             items: RefCell::default(),
+            decoding: Cell::new(false),
             cache: RefCell::default(),
         }
     }

@@ -4,17 +4,23 @@ use crate::error::CoreError;
 use crate::spec::Spec;
 use crate::train::batch;
 use std::rc::Rc;
-use tonnage_model::arch::{Arch, Output};
+use tonnage_model::arch::{Arch, BatchLayout, Output};
 use tonnage_model::{Cache, CacheKind, Run};
 use tonnage_sim::Cx;
 use tonnage_sim::timeline::Phase;
 
 /// Two calls, each with its own batch; the output is let go in between. Returns the bytes in managed memory (none).
-pub fn forward(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64, CoreError> {
+pub fn forward(
+    spec: &Spec,
+    cx: &Cx,
+    run: &Rc<Run>,
+    arch: &dyn Arch,
+    layout: Option<&BatchLayout>,
+) -> Result<u64, CoreError> {
     let mut held = None;
     for step in 0..2 {
         cx.mark(step, 0, Phase::Input);
-        let mut b = batch::make(spec, cx);
+        let mut b = batch::make(spec, cx, layout);
         if let Some(old) = held.replace(b.clone()) {
             batch::release(old);
         }
@@ -25,7 +31,7 @@ pub fn forward(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u
         }
         cx.mark(step, 0, Phase::Prefill);
         let out = cx.with_grad(false, || {
-            if run.options.use_cache {
+            if run.options.use_cache && arch.generates() {
                 *run.cache.borrow_mut() = Some(Rc::new(Cache::new(CacheKind::Dynamic)));
             }
             arch.forward(run, &b)

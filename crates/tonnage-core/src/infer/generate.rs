@@ -60,6 +60,12 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
     let Work::Generate { new } = spec.work else {
         return Ok(0);
     };
+    if !arch.generates() {
+        return Err(CoreError::Unsupported(format!(
+            "generation with model_type `{}`",
+            spec.model_type
+        )));
+    }
     let g = Generation {
         spec,
         cx,
@@ -235,6 +241,7 @@ impl Generation<'_> {
             keep: Some(1),
             ..Batch::default()
         };
+        self.run.decoding.set(self.five && i > 0);
         let out = self.arch.forward(self.run, &batch);
         drop(batch);
         if i == 0 && self.five {

@@ -88,7 +88,7 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let managed_bytes = match (spec.work, spec.driver) {
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
-        (Work::Forward, _) => infer::forward(spec, &cx, &run, &*built.arch)?,
+        (Work::Forward, _) => infer::forward(spec, &cx, &run, &*built.arch, built.arch.layout())?,
         (Work::Generate { .. }, _) => infer::generate(spec, &cx, &run, &*built.arch)?,
     };
     let mut timeline = cx.take_timeline();

@@ -548,6 +548,10 @@ fn unmask_unattended(m: &Run, mask: Tensor) -> Tensor {
 }
 
 impl Arch for Falcon {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids

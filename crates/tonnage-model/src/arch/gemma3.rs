@@ -347,6 +347,10 @@ impl Gemma3 {
 }
 
 impl Arch for Gemma3 {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids

@@ -286,6 +286,10 @@ impl Block {
 }
 
 impl Arch for Gpt2 {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -311,12 +315,15 @@ impl Arch for Gpt2 {
                     blk.forward(m, &x, mask.as_ref())
                 };
             }
+            // 4.57: the last block's `outputs` are a local
+            let last = (!m.options.stack.transformers_5()).then(|| x.clone());
             x = self.ln_f.forward(m, &x);
-            // locals of GPT2Model.forward: inputs_embeds, position_ids, position_embeds, causal_mask
-            drop(emb);
+            // locals of GPT2Model.forward: position_ids, inputs_embeds, position_embeds, causal_mask
             drop(pos);
+            drop(emb);
             drop(pe);
             drop(mask);
+            drop(last);
             x
         });
         let kept = batch.last(cx, &h);

@@ -283,6 +283,10 @@ impl Layer {
 }
 
 impl Arch for GptNeox {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -310,6 +314,8 @@ impl Arch for GptNeox {
                     l.forward(m, &x, &cos, &sin, mask.as_ref())
                 };
             }
+            // 4.57: the last layer's `outputs` are a local
+            let last = (!m.options.stack.transformers_5()).then(|| x.clone());
             x = self.norm.forward(m, &x);
             // 4.57: `cache_position`, a later argument than `inputs_embeds`, shares the storage of the position ids
             let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
@@ -319,6 +325,7 @@ impl Arch for GptNeox {
             drop(mask);
             drop(sin);
             drop(cos);
+            drop(last);
             x
         });
         let kept = batch.last(cx, &h);

@@ -81,6 +81,8 @@ struct Llama {
     norm: RmsNorm,
     head: Linear,
     head_dim: u64,
+    /// The model keeps a mask for each kind of layer.
+    mapped: bool,
 }
 
 /// From configuration fields; `model_type` is llama, qwen2, qwen3 or mistral.
@@ -148,6 +150,7 @@ pub fn build(
             norm,
             head,
             head_dim,
+            mapped: model_type.starts_with("qwen"),
         }),
     })
 }
@@ -309,6 +312,10 @@ impl Layer {
 }
 
 impl Arch for Llama {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -340,10 +347,18 @@ impl Arch for Llama {
             x = self.norm.forward(m, &x);
             // 4.57: `cache_position`, a later argument than `inputs_embeds`, shares the storage of the position ids
             let cache_position = (!m.options.stack.transformers_5()).then(|| pos.clone());
-            drop(pos);
-            drop(emb);
-            drop(cache_position);
-            drop(mask);
+            if self.mapped {
+                // qwen: `causal_mask_mapping`, then `mask_kwargs`, which names embeddings and positions once more
+                drop(mask);
+                drop(emb);
+                drop(cache_position);
+                drop(pos);
+            } else {
+                drop(pos);
+                drop(emb);
+                drop(cache_position);
+                drop(mask);
+            }
             drop(sin);
             drop(cos);
             x

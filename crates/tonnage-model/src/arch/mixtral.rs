@@ -348,6 +348,10 @@ impl Layer {
 }
 
 impl Arch for Mixtral {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids

@@ -85,6 +85,10 @@ pub struct BatchLayout {
 
 /// A forward pass.
 pub trait Arch {
+    /// Does every attention layer hand its keys and values to the call's cache, and does the head take [`Batch::keep`]?
+    fn generates(&self) -> bool {
+        false
+    }
     /// What a batch holds, where the architecture's name does not say it.
     fn layout(&self) -> Option<&BatchLayout> {
         None

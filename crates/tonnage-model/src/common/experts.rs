@@ -16,6 +16,9 @@ pub fn grouped(
     down: &Tensor,
     act: impl Fn(&Tensor) -> Tensor,
 ) -> Tensor {
+    if m.decoding.get() {
+        return batched(m, x, ids, weights, gate_up, down, act);
+    }
     let cx = &m.cx;
     let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
     let n = tokens * k;
@@ -48,15 +51,7 @@ pub fn grouped(
     };
     let mut out = product(&selected, gate_up);
     out = ops::masked_fill(cx, &out, &sentinel);
-    out = {
-        let parts = ops::chunk(cx, &out, 2, -1);
-        let (gate, up) = (parts[0].clone(), parts[1].clone());
-        drop(parts);
-        let a = act(&gate);
-        let y = ops::mul(cx, &a, &up);
-        drop(a);
-        y
-    };
+    out = gated(m, &out, act);
     out = product(&out, down);
     out = ops::masked_fill(cx, &out, &sentinel);
     let mut weighted = ops::mul(cx, &out, &ops::unsqueeze(cx, &weights_g, -1));
@@ -78,9 +73,62 @@ pub fn grouped(
     drop(offsets);
     drop(sentinel);
     drop(out);
+    drop(weighted);
     drop(inverse);
+    drop(sum);
+    y
+}
+
+/// `batched_mm_experts_forward`, which `generate` runs after the prompt: each token's copy of the weights of its experts
+/// (case `mixtral-mini-generate-bf16-b4-s512-new32`).
+fn batched(
+    m: &Run,
+    x: &Tensor,
+    ids: &Tensor,
+    weights: &Tensor,
+    gate_up: &Tensor,
+    down: &Tensor,
+    act: impl Fn(&Tensor) -> Tensor,
+) -> Tensor {
+    let cx = &m.cx;
+    let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
+    let n = tokens * k;
+    let selected = cx.empty(OpId::INDEX, Shape::new(&[n, width]), x.dtype);
+    let sample_weights = ops::reshape(cx, weights, Shape::new(&[n]));
+    let mut experts = ops::reshape(cx, ids, Shape::new(&[n]));
+    experts = ops::plain(cx, OpId::CLAMP, &experts, ScalarType::I64);
+    let product = |x: &Tensor, w: &Tensor| {
+        let y = ops::bmm(cx, w, &ops::unsqueeze(cx, x, -1));
+        ops::squeeze(cx, &y, -1)
+    };
+    let mut chosen = ops::index(cx, gate_up, 0, &[&experts]);
+    let mut out = product(&selected, &chosen);
+    out = gated(m, &out, act);
+    chosen = ops::index(cx, down, 0, &[&experts]);
+    out = product(&out, &chosen);
+    let weighted = ops::mul(cx, &out, &ops::unsqueeze(cx, &sample_weights, -1));
+    let wide = ops::view(cx, &weighted, Shape::new(&[tokens, k, width]));
+    let sum = ops::sum(cx, &wide, &[1], false);
+    drop(wide);
+    let y = ops::to_dtype(cx, &sum, x.dtype);
+    drop(selected);
+    drop(sample_weights);
+    drop(experts);
+    drop(chosen);
+    drop(out);
     drop(weighted);
     drop(sum);
+    y
+}
+
+/// `_apply_gate`: the halves of `x` [n, 2I], the first through the activation, multiplied.
+fn gated(m: &Run, x: &Tensor, act: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    let parts = ops::chunk(&m.cx, x, 2, -1);
+    let (gate, up) = (parts[0].clone(), parts[1].clone());
+    drop(parts);
+    let a = act(&gate);
+    let y = ops::mul(&m.cx, &a, &up);
+    drop(a);
     y
 }
 
