@@ -9,6 +9,7 @@ pub mod footprint;
 pub mod import;
 mod infer;
 pub mod job;
+pub mod serve;
 pub mod spec;
 pub mod train;
 pub mod validate;

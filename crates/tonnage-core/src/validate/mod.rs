@@ -1,10 +1,11 @@
 //! Scores predictions on recorded runs: one row for each record, metric and part (DESIGN section 7).
 
+pub mod llamacpp;
 pub mod published;
 mod report;
 pub mod torch_run;
 
-pub use report::{Report, SCHEMA, Summary, record_rows};
+pub use report::{Report, SCHEMA, Summary, record_rows, record_rows_with};
 
 use serde::Serialize;
 use serde_json::Value;

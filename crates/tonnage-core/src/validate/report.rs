@@ -1,6 +1,6 @@
 //! Rows of all records with their summary: `tonnage.validate/1` (DESIGN section 7).
 
-use super::{Row, published, torch_run};
+use super::{Row, llamacpp, published, torch_run};
 use crate::error::CoreError;
 use serde::Serialize;
 use serde_json::Value;
@@ -88,11 +88,22 @@ impl Report {
     }
 }
 
-/// The rows of one record of any schema.
+/// The rows of one record of any schema. Records that need a file of their own are without a prediction.
 ///
 /// # Errors
 /// It says no schema that is known.
 pub fn record_rows(record: &Value) -> Result<Vec<Row>, CoreError> {
+    record_rows_with(record, &mut |_| None)
+}
+
+/// As [`record_rows`]; `file` gives the bytes of a file that a record names (a model's header).
+///
+/// # Errors
+/// It says no schema that is known.
+pub fn record_rows_with(
+    record: &Value,
+    file: &mut dyn FnMut(&str) -> Option<Vec<u8>>,
+) -> Result<Vec<Row>, CoreError> {
     let id = record["id"].as_str().unwrap_or("?");
     let text = |k: &str| record[k].as_str().unwrap_or("?").to_string();
     let not_yet = |metric: &str, group: &str, measured: Value| {
@@ -107,7 +118,7 @@ pub fn record_rows(record: &Value) -> Result<Vec<Row>, CoreError> {
     match record["schema"].as_str() {
         Some("torch-run") => Ok(torch_run::rows(record)),
         Some("published") => Ok(published::rows(record)),
-        Some("llamacpp-run") => Ok(not_yet("model_bytes", "?", record["model_bytes"].clone())),
+        Some("llamacpp-run") => Ok(llamacpp::rows(record, file)),
         Some("vllm-run") => Ok(not_yet(
             "weights_bytes",
             "?",

@@ -3,18 +3,44 @@
 use crate::Status;
 use crate::args::{ListFormat, ValidateArgs};
 use crate::output::Output;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use tonnage_core::Diagnostic;
-use tonnage_core::validate::{Report, record_rows};
+use tonnage_core::validate::{Report, record_rows_with};
 use tonnage_report::{json, validate as text};
 
 /// A record is one line; longer ones are refused.
 const MAX_LINE: u64 = 64 << 20;
 
+/// Largest model header that is read.
+const MAX_HEADER: u64 = 1 << 30;
+
+/// The header of a model that a record names: in `gguf/` beside the records (also compressed) or in `gguf-headers/` beside their folder.
+fn model_header(records: &Path, name: &str) -> Option<Vec<u8>> {
+    // a record must not choose another folder
+    let name = Path::new(name).file_name()?;
+    let folder = records.parent()?;
+    let packed = folder.join("gguf").join(name).with_added_extension("gz");
+    let mut out = Vec::new();
+    if let Ok(f) = File::open(packed) {
+        let f = flate2::read::GzDecoder::new(f);
+        f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
+        return Some(out);
+    }
+    let plain = [
+        folder.join("gguf").join(name),
+        folder.join("..").join("gguf-headers").join(name),
+    ];
+    let f = plain.iter().find_map(|p| File::open(p).ok())?;
+    f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
+    Some(out)
+}
+
 pub fn run(a: &ValidateArgs, out: &Output) -> Status {
     let mut rows = Vec::new();
     for path in &a.files {
-        let file = match std::fs::File::open(path) {
+        let file = match File::open(path) {
             Ok(f) => f,
             Err(e) => {
                 out.complain(&[Diagnostic::error(
@@ -32,7 +58,7 @@ pub fn run(a: &ValidateArgs, out: &Output) -> Status {
             let bad = |why: String| {
                 Diagnostic::error("bad-record", format!("{}:{n}: {why}", path.display()))
             };
-            match std::io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut line) {
+            match Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut line) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(e) => {
@@ -50,7 +76,7 @@ pub fn run(a: &ValidateArgs, out: &Output) -> Status {
                     return Status::BadInput;
                 }
             };
-            match record_rows(&record) {
+            match record_rows_with(&record, &mut |name| model_header(path, name)) {
                 Ok(r) => rows.extend(r),
                 Err(e) => {
                     out.complain(&[bad(e.to_string())]);

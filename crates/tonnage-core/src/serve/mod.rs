@@ -1,0 +1,3 @@
+//! Serving engines: how each carves memory, with its own names for its knobs.
+
+pub mod llamacpp;
