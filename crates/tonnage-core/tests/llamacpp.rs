@@ -81,6 +81,9 @@ fn every_file_has_the_size_that_its_header_says() {
     let mut seen = BTreeMap::new();
     for line in text.lines() {
         let r: serde_json::Value = serde_json::from_str(line).unwrap();
+        if !r["error"].is_null() {
+            continue;
+        }
         // the published file's header was cut
         if r["note"].is_null() || !r["note"].as_str().unwrap().contains("real file") {
             let name = r["gguf_header"].as_str().unwrap().to_string();
@@ -167,7 +170,8 @@ fn what_a_file_lacks_is_named() {
         change(&mut g);
         estimate(&g, s).unwrap_err().to_string()
     };
-    let cases: [(&dyn Fn(&mut Gguf), &str); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Gguf);
+    let cases: [(Change, &str); 4] = [
         (
             &|g| drop(g.metadata.remove("llama.block_count")),
             "no `llama.block_count`",

@@ -218,19 +218,18 @@ pub fn fusion_keeps(g: &Graph, range: std::ops::Range<usize>) -> Vec<(Id, Vec<Id
             // the last node of the group is looked at below, as in the engine
             i += len - 1;
         }
-        if let Some(len) = routing(g, i, range.end) {
-            if let Some(&until) = g.nodes.get(i + len) {
-                let mut keep = Vec::new();
-                for &n in &g.nodes[i..i + len] {
-                    for t in std::iter::once(n).chain(g.get(n).src.iter().copied()) {
-                        if !keep.contains(&t) {
-                            keep.push(t);
-                        }
+        let group = routing(g, i, range.end).and_then(|n| Some((n, *g.nodes.get(i + n)?)));
+        if let Some((len, until)) = group {
+            let mut keep = Vec::new();
+            for &n in &g.nodes[i..i + len] {
+                for t in std::iter::once(n).chain(g.get(n).src.iter().copied()) {
+                    if !keep.contains(&t) {
+                        keep.push(t);
                     }
                 }
-                out.push((until, keep));
-                i += len - 1;
             }
+            out.push((until, keep));
+            i += len - 1;
         }
         i += 1;
     }

@@ -127,7 +127,7 @@ impl Sched<'_> {
     }
 
     /// `ggml_backend_sched_backend_id_from_cur`.
-    fn from_current(&self, id: Id) -> Option<usize> {
+    fn current(&self, id: Id) -> Option<usize> {
         if let Some(buft) = self.g.place(id) {
             return self.for_buffer(buft, id);
         }
@@ -166,7 +166,7 @@ impl Sched<'_> {
                 None => self.g.nodes[i - self.g.leafs.len()],
             };
             if self.of(id).is_none() {
-                self.of[id as usize] = self.from_current(id);
+                self.of[id as usize] = self.current(id);
             }
         }
     }
