@@ -160,7 +160,10 @@ impl<'a> Compiler<'a> {
         d: u64,
     ) -> Result<(AttentionPlan, Option<Dropout>, Limit)> {
         self.consistent(a)?;
-        let path = format!("{layer}.{}", a.module);
+        let path = match &a.module {
+            Some(m) => format!("{layer}.{m}"),
+            None => layer.to_string(),
+        };
         let id = self.module("attention.module", &path)?;
         let h = self.heads(a)?;
         let (q_width, kv_width) = (h.all * h.dim, h.kv * h.dim);
@@ -238,11 +241,12 @@ impl<'a> Compiler<'a> {
             None => None,
         };
         // a dropout inside the module is called by the module, one beside it by the layer
-        let own = a
-            .out_dropout
-            .as_ref()
-            .is_some_and(|n| n.starts_with(&format!("{}.", a.module)))
-            && a.kind != AttentionKind::TorchMultihead;
+        let inside = |n: &String| {
+            let module = a.module.as_ref();
+            module.is_none_or(|m| n.starts_with(&format!("{m}.")))
+        };
+        let own =
+            a.kind != AttentionKind::TorchMultihead && a.out_dropout.as_ref().is_some_and(inside);
         let (own_dropout, layers_dropout) = if own { (after, None) } else { (None, after) };
         let out = out.ok_or_else(|| self.fault("attention.out", "is missing"))?;
         Ok((

@@ -120,7 +120,8 @@ pub enum NormPosition {
 #[serde(deny_unknown_fields)]
 pub struct Attention {
     pub kind: AttentionKind,
-    pub module: String,
+    /// The module around it; without one its parts are the layer's own children.
+    pub module: Option<String>,
     pub heads: Expr,
     pub kv_heads: Option<Expr>,
     pub head_dim: Expr,

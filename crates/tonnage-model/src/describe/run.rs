@@ -259,7 +259,7 @@ impl LayerPlan {
         x: &Tensor,
         norm: &Norm,
         dropout: Option<&Dropout>,
-        part: impl FnOnce(&Tensor) -> Tensor,
+        part: impl FnOnce(Tensor) -> Tensor,
     ) -> Tensor {
         let cx = &m.cx;
         let dropped = |inner: Tensor| match dropout {
@@ -272,15 +272,12 @@ impl LayerPlan {
         };
         match self.order {
             NormPosition::Pre => {
-                let h = norm.forward(m, x);
-                let a = part(&h);
-                drop(h);
-                let a = dropped(a);
+                let a = dropped(part(norm.forward(m, x)));
                 ops::add(cx, x, &a)
             }
             NormPosition::Post => {
                 let sum = {
-                    let a = dropped(part(x));
+                    let a = dropped(part(x.clone()));
                     ops::add(cx, x, &a)
                 };
                 norm.forward(m, &sum)
@@ -295,10 +292,14 @@ impl LayerPlan {
                 x,
                 &self.attention_norm,
                 self.attention_dropout.as_ref(),
-                |x| self.attention.forward(m, x, shared),
+                |h| {
+                    let a = self.attention.forward(m, &h, shared);
+                    drop(h);
+                    a
+                },
             );
-            self.part(m, &x, &self.ffn_norm, self.ffn_dropout.as_ref(), |x| {
-                self.ffn.forward(m, x)
+            self.part(m, &x, &self.ffn_norm, self.ffn_dropout.as_ref(), |h| {
+                self.ffn.forward(m, h)
             })
         })
     }
@@ -512,27 +513,31 @@ impl FfnPlan {
         }
     }
 
-    fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
+    /// A module is a call, which holds its argument; without one its lines stand in the layer and rebind the variable.
+    fn forward(&self, m: &Run, x: Tensor) -> Tensor {
         match self.module {
-            Some(id) => m.within(id, || self.inside(m, x)),
-            None => self.inside(m, x),
+            Some(id) => m.within(id, || self.inside(m, x, true)),
+            None => self.inside(m, x, false),
         }
     }
 
-    fn inside(&self, m: &Run, x: &Tensor) -> Tensor {
+    fn inside(&self, m: &Run, x: Tensor, call: bool) -> Tensor {
+        let argument;
         let mut h = match &self.gate {
             Some(gate) => {
-                let g = gate.forward(m, x);
+                let g = gate.forward(m, &x);
                 let a = self.activate(m, &g);
                 drop(g);
-                let u = self.up.forward(m, x);
+                let u = self.up.forward(m, &x);
+                argument = Some(x).filter(|_| call);
                 let p = ops::mul(&m.cx, &a, &u);
                 drop(a);
                 drop(u);
                 p
             }
             None => {
-                let u = self.up.forward(m, x);
+                let u = self.up.forward(m, &x);
+                argument = Some(x).filter(|_| call);
                 self.activate(m, &u)
             }
         };
@@ -543,6 +548,7 @@ impl FfnPlan {
         if let Some(d) = &self.own_dropout {
             h = d.forward(m, &h);
         }
+        drop(argument);
         h
     }
 }
