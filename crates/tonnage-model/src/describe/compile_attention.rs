@@ -119,6 +119,12 @@ impl<'a> Compiler<'a> {
                 "belongs to a decoder with explicit scores; a buffer that is not used is only listed in its block",
             ));
         }
+        if a.softmax_fp32 && (a.scores == Scores::Sdpa || !matches!(a.kind, Separate | Fused)) {
+            return Err(self.fault(
+                "attention.softmax_fp32",
+                "belongs to explicit scores of kind \"separate\" or \"fused\"",
+            ));
+        }
         if a.dropout.is_some() && a.weights_dropout.is_some() {
             return Err(self.fault(
                 "attention.dropout",
@@ -262,6 +268,7 @@ impl<'a> Compiler<'a> {
                     Scores::Sdpa => ScoreKind::Sdpa,
                     Scores::Job => ScoreKind::Job,
                 },
+                softmax_fp32: a.softmax_fp32,
                 mask,
                 dropout,
                 dropout_module,

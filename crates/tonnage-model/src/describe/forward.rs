@@ -143,6 +143,9 @@ pub struct Attention {
     /// The buffer of a head (`per_head`) or of the module that holds the causal mask.
     pub mask_buffer: Option<String>,
     pub scores: Scores,
+    /// Explicit scores: the softmax in fp32, its result cast back.
+    #[serde(default)]
+    pub softmax_fp32: bool,
     /// Dropout of the attention weights, where it is no module.
     pub dropout: Option<Expr>,
     /// Dropout modules: on the attention weights (relative to `module` or the head), and on the output (inside the layer).

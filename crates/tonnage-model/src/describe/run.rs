@@ -128,6 +128,7 @@ pub struct AttentionPlan {
     pub groups: u64,
     pub norms: [Option<Norm>; 2],
     pub scores: ScoreKind,
+    pub softmax_fp32: bool,
     /// Module and number of the mask buffer.
     pub mask: Option<(ModuleId, usize)>,
     /// Dropout of the weights: its probability, and its module where it has one.
@@ -455,7 +456,12 @@ impl AttentionPlan {
             if let Some(p) = &padding {
                 w = ops::add(cx, &w, p);
             }
-            w = ops::softmax(cx, &w, None);
+            w = if self.softmax_fp32 {
+                let soft = ops::softmax(cx, &w, Some(ScalarType::F32));
+                ops::to_dtype(cx, &soft, q.dtype)
+            } else {
+                ops::softmax(cx, &w, None)
+            };
             w = match self.dropout_module {
                 Some(id) => m.within(id, || ops::dropout(cx, &w, self.p(m))),
                 None => ops::dropout(cx, &w, self.p(m)),
