@@ -333,12 +333,12 @@ fn k3_mistakes_in_a_description_name_line_field_and_fix() {
     }
     for (field, value, words) in [
         ("n_heads", json!(5), "24 is not divisible by 5"),
-        ("n_heads", json!(0), "divided by zero"),
+        ("n_heads", json!(0), "impossible here"),
         ("d_model", json!(-24), "impossible here"),
         ("d_model", json!(2.5), "must be a whole number"),
         ("d_model", json!("24"), "must be a whole number"),
         ("d_ff", json!(4294967296u64), "impossible here"),
-        ("n_layers", json!(0), "has no layers"),
+        ("n_layers", json!(0), "there is no module `encoder.layers`"),
         ("n_layers", json!(1_000_000_000), "impossible here"),
         ("dropout", json!(1.5), "not a probability"),
         ("num_classes", json!(null), "is missing"),
