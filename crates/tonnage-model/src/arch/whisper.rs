@@ -118,7 +118,7 @@ pub fn build(config: &serde_json::Value, _head: Head) -> Result<Built, ModelErro
         ("encoder_attention_heads", c.encoder_attention_heads),
         ("decoder_attention_heads", c.decoder_attention_heads),
     ] {
-        if h == 0 || c.d_model % h != 0 {
+        if h == 0 || !c.d_model.is_multiple_of(h) {
             return Err(ModelError::field(
                 field,
                 format!("{h} does not divide d_model {}", c.d_model),
