@@ -4,6 +4,7 @@ pub mod llamacpp;
 pub mod published;
 mod report;
 pub mod torch_run;
+pub mod vllm_run;
 
 pub use report::{Report, SCHEMA, Summary, record_rows, record_rows_with};
 

@@ -1,6 +1,6 @@
 //! Rows of all records with their summary: `tonnage.validate/1` (DESIGN section 7).
 
-use super::{Row, llamacpp, published, torch_run};
+use super::{Row, llamacpp, published, torch_run, vllm_run};
 use crate::error::CoreError;
 use serde::Serialize;
 use serde_json::Value;
@@ -119,11 +119,7 @@ pub fn record_rows_with(
         Some("torch-run") => Ok(torch_run::rows(record)),
         Some("published") => Ok(published::rows(record)),
         Some("llamacpp-run") => Ok(llamacpp::rows(record, file)),
-        Some("vllm-run") => Ok(not_yet(
-            "weights_bytes",
-            "?",
-            record["weights_bytes"].clone(),
-        )),
+        Some("vllm-run") => Ok(vllm_run::rows(record)),
         Some("oom-message") => Ok(not_yet("message", &text("framework"), Value::Null)),
         Some("throughput") => Ok(not_yet(
             &text("metric"),

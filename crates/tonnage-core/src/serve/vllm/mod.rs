@@ -1,0 +1,14 @@
+//! vLLM: how much KV cache it finds at start-up, in tokens and requests, or why it refuses (vLLM 0.33.0, Model Runner V2).
+//!
+//! `config.json -> Model -> layers' caches -> groups -> Pool`, with the bytes that remain after weights and the profile run.
+
+mod device;
+pub mod kv;
+pub mod model;
+mod profile;
+mod startup;
+mod weights;
+
+pub use kv::{Group, Pool, Refusal, Request};
+pub use model::{Model, Scheduling};
+pub use startup::{Card, Settings, Startup, groups, pool, request, requested, start};

@@ -1,0 +1,185 @@
+//! From a model and vLLM's knobs to its KV pool: load, profile run, and the subtraction (vLLM 0.33.0, `v1/worker/gpu_worker.py`,
+//! `v1/worker/utils.py`).
+
+use super::device::Device;
+use super::kv::{self, Group, Pool, Refusal, Request};
+use super::model::{Model, Scheduling};
+use super::profile::{Left, Profile};
+use super::weights::Loader;
+use crate::error::CoreError;
+use serde::Serialize;
+
+/// vLLM's knobs under its own names, resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub max_model_len: u64,
+    pub max_num_batched_tokens: u64,
+    pub max_num_seqs: u64,
+    pub gpu_memory_utilization: f64,
+    pub tensor_parallel_size: u64,
+    pub block_size: Option<u64>,
+    /// Bytes of one cached element: 2, or 1 for fp8.
+    pub kv_bytes: u64,
+    pub enable_prefix_caching: bool,
+    pub enforce_eager: bool,
+    /// Whether Inductor has compiled this model before on this machine. In a new container it has not.
+    pub inductor_cache_warm: bool,
+    /// `--kv-cache-memory-bytes`: the pool is given, nothing is subtracted.
+    pub kv_cache_memory_bytes: Option<u64>,
+}
+
+/// The card.
+#[derive(Clone, Copy, Debug)]
+pub struct Card {
+    /// What the driver reports as total and as free before the first snapshot, in bytes.
+    pub total: u64,
+    pub free: u64,
+    /// Compute capability 9: a larger cuBLAS workspace, other attention kernels.
+    pub hopper: bool,
+}
+
+/// What the start-up found. Bytes of one rank.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Startup {
+    pub requested_memory: u64,
+    /// "Model loading took".
+    pub weights_bytes: u64,
+    /// Parameters and buffers without rounding.
+    pub param_and_buffer_bytes: u64,
+    /// Weights, buffers and workspaces that stay.
+    pub total_consumed: u64,
+    /// Head room for the forward pass or the sampler.
+    pub profile_peak_activation_bytes: u64,
+    pub cudagraph_memory_estimate: u64,
+    /// May be negative: then vLLM refuses.
+    pub available_kv_bytes: i64,
+}
+
+/// The groups of a model's layers under these settings.
+pub fn groups(m: &Model, s: &Settings, hopper: bool) -> Vec<Group> {
+    let scheduling = Scheduling {
+        max_model_len: s.max_model_len,
+        prefix_caching: s.enable_prefix_caching,
+        hopper,
+    };
+    let caches = m.caches(
+        s.tensor_parallel_size.max(1),
+        s.kv_bytes,
+        s.block_size,
+        &scheduling,
+    );
+    kv::groups(&caches)
+}
+
+/// What one request may ask of the pool: asynchronous scheduling keeps two batches in flight.
+pub fn request(s: &Settings) -> Request {
+    Request {
+        max_model_len: s.max_model_len,
+        in_flight: 2 * s.max_num_batched_tokens,
+    }
+}
+
+/// The pool, or vLLM's refusal.
+pub fn pool(m: &Model, s: &Settings, card: &Card, available: i64) -> Result<Pool, Refusal> {
+    let requested = requested(s, card);
+    kv::plan(
+        &groups(m, s, card.hopper),
+        available,
+        requested,
+        &request(s),
+    )
+}
+
+/// `ceil(total * gpu_memory_utilization)`.
+pub fn requested(s: &Settings, card: &Card) -> u64 {
+    (card.total as f64 * s.gpu_memory_utilization).ceil() as u64
+}
+
+/// The least that vLLM counts for its CUDA graphs: 1 MiB for each one, captured piecewise for every size and whole for those of up to
+/// `max_num_seqs` requests (`v1/worker/gpu/cudagraph_utils.py`). The graphs' own pool (50 to 450 MiB in the records) comes on top and
+/// is not simulated.
+fn graph_floors(max_num_seqs: u64) -> u64 {
+    let most = (2 * max_num_seqs).min(512);
+    let sizes = [1, 2, 4]
+        .into_iter()
+        .chain((8..=256).step_by(8))
+        .chain((272..=512).step_by(16));
+    sizes
+        .filter(|n| *n <= most)
+        .map(|n| 1 + u64::from(n <= max_num_seqs))
+        .sum::<u64>()
+        << 20
+}
+
+/// Loads and profiles.
+///
+/// # Errors
+/// A family or a format whose start-up run is not simulated, by name.
+pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError> {
+    m.runs()?;
+    let tp = s.tensor_parallel_size.max(1);
+    let (n, v, t) = (s.max_num_seqs, m.vocab, s.max_num_batched_tokens);
+    let d = Device::new();
+    // cuBLAS's workspace, and the runner's small buffers
+    let workspace = d.tensor(if card.hopper { 32 << 20 } else { 8_519_680 });
+    let before = d.reserved();
+    let small = d.tensor(30_000 + 13 * t);
+    let mut loader = Loader::new(&d, m, tp);
+    loader.machete = card.hopper;
+    let start = d.allocated();
+    loader.load();
+    let weights_bytes = d.allocated() - start;
+    let param_and_buffer_bytes = loader.bytes;
+    // request state of the sampler (`v1/worker/gpu/sample/{penalties,logit_bias,bad_words,logprob}.py`)
+    let mask = 4 * n * v.div_ceil(32);
+    let state: Vec<_> = [
+        4 * n,
+        mask,
+        4 * n * v,
+        4096 * n,
+        4096 * n,
+        4096 * n,
+        512 * n,
+        4096 * n,
+        516 * n,
+        512 * n,
+        mask,
+    ]
+    .map(|b| d.tensor(b))
+    .into();
+    d.empty_cache();
+    d.reset_peaks();
+    let left = Left::default();
+    let profile = Profile {
+        device: &d,
+        m,
+        tp,
+        tokens: t,
+        requests: n.min(t),
+        left: &left,
+    };
+    profile.run();
+    let mut headroom = d.peak() - d.allocated();
+    if !s.enforce_eager && !s.inductor_cache_warm && m.moe.is_none() {
+        // autotuning makes example tensors of the whole embedding table and of two activations (records vllm-244, -246, -256, -269)
+        let examples = 2 * m.vocab * m.hidden / tp + 4 * t * m.hidden;
+        headroom = headroom.max(examples.saturating_sub(1 << 20));
+    }
+    d.empty_cache();
+    let consumed = d.reserved() - before;
+    drop((left, state, loader, small, workspace));
+    let requested = requested(s, card);
+    let graphs = if s.enforce_eager { 0 } else { graph_floors(n) };
+    Ok(Startup {
+        requested_memory: requested,
+        weights_bytes,
+        param_and_buffer_bytes,
+        total_consumed: consumed,
+        profile_peak_activation_bytes: headroom,
+        cudagraph_memory_estimate: graphs,
+        available_kv_bytes: match s.kv_cache_memory_bytes {
+            Some(b) => b as i64,
+            None => requested as i64 - (consumed + headroom + graphs) as i64,
+        },
+    })
+}
