@@ -2,7 +2,7 @@
 //! `load_arch_hparams`).
 
 use super::error::Error;
-use tonnage_model::readers::gguf::{Gguf, Value};
+use tonnage_model::readers::gguf::{Array, Gguf, Value};
 
 /// Architectures whose graph is known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,26 +281,24 @@ fn vocabulary(g: &Gguf, r: &Reader) -> Result<u64, Error> {
     }
 }
 
+/// A flag for each layer.
+fn flags(a: &Array, n: usize, key: impl Fn() -> String) -> Result<Vec<bool>, Error> {
+    let flag = |v: &Value| v.as_bool().or_else(|| v.as_u64().map(|n| n != 0));
+    let list: Option<Vec<bool>> = a.items.iter().take(n).map(flag).collect();
+    list.filter(|l| l.len() == n).ok_or_else(|| Error::BadKey {
+        key: key(),
+        problem: format!("must have {n} flags"),
+    })
+}
+
 /// Every `period`-th layer is full, the others slide (`set_swa_pattern`); or a flag for each layer.
 fn sliding(h: &mut Hparams, r: &Reader, period: u64) -> Result<(), Error> {
     if h.n_swa == 0 {
         return Ok(());
     }
     let key = "attention.sliding_window_pattern";
-    let array = r.g.get(key).and_then(Value::as_array);
-    if let Some(a) = array {
-        let flags: Vec<bool> = a
-            .items
-            .iter()
-            .filter_map(|v| v.as_bool().or_else(|| v.as_u64().map(|n| n != 0)))
-            .collect();
-        if flags.len() < h.n_layer {
-            return Err(Error::BadKey {
-                key: r.key(key),
-                problem: format!("must have {} flags", h.n_layer),
-            });
-        }
-        h.swa = flags[..h.n_layer].to_vec();
+    if let Some(a) = r.g.get(key).and_then(Value::as_array) {
+        h.swa = flags(a, h.n_layer, || r.key(key))?;
         return Ok(());
     }
     let period = r.get(key)?.unwrap_or(period);
@@ -370,9 +368,14 @@ fn specific(h: &mut Hparams, r: &Reader) -> Result<(), Error> {
         Arch::Mamba2 => h.ssm = ssm(true)?,
         Arch::Qwen3Next => {
             h.ssm = ssm(true)?;
-            let interval = r.get("full_attention_interval")?.unwrap_or(4).max(1);
-            for (i, x) in h.recurrent.iter_mut().enumerate() {
-                *x = !(i as u64 + 1).is_multiple_of(interval);
+            let key = "attention.recurrent_layers";
+            if let Some(a) = r.g.get(key).and_then(Value::as_array) {
+                h.recurrent = flags(a, h.n_layer, || r.key(key))?;
+            } else {
+                let interval = r.get("full_attention_interval")?.unwrap_or(4).max(1);
+                for (i, x) in h.recurrent.iter_mut().enumerate() {
+                    *x = !(i as u64 + 1).is_multiple_of(interval);
+                }
             }
         }
         Arch::Lfm2 => {

@@ -115,6 +115,38 @@ pub fn estimate(gguf: &Gguf, settings: &Settings) -> Result<Estimate, Error> {
     })
 }
 
+/// The largest batch that is computed at once (`sched_reserve`, `graph_reserve`).
+fn worst_batch(c: &Context) -> Batch {
+    let n_tokens = c.n_ctx.min(c.n_ubatch);
+    Batch {
+        n_tokens: ggml::pad(n_tokens, c.n_seq),
+        n_seqs: c.n_seq,
+        n_outputs: n_tokens.min(c.n_outputs_max),
+    }
+}
+
+/// The worst-case graph that the engine reserves, before it is split; flash attention as [`estimate`] finds it.
+///
+/// # Errors
+/// As [`estimate`].
+pub fn graph(gguf: &Gguf, settings: &Settings) -> Result<ggml::Graph, Error> {
+    let flash_attention = estimate(gguf, settings)?.flash_attention;
+    let h = hparams::read(gguf)?;
+    let c = cache::context(&h, settings)?;
+    let w = weights::place(gguf, &h, settings)?;
+    let m = cache::memory(&h, settings, &c, &w)?;
+    let inputs = Inputs {
+        h: &h,
+        s: settings,
+        w: &w,
+        c: &c,
+        m: &m,
+        b: &backends(&h, settings),
+        flash_attention,
+    };
+    Ok(build::build(inputs, worst_batch(&c))?.graph)
+}
+
 /// The backends of a build: every device, then the CPU, whose compute tensors stand in pinned memory where there is a device.
 fn backends(h: &Hparams, s: &Settings) -> Backends {
     let mut list: Vec<Backend> = s
@@ -189,12 +221,7 @@ impl Compute {
                 at == Some(home)
             });
         }
-        let n_tokens = c.n_ctx.min(c.n_ubatch);
-        let batch = Batch {
-            n_tokens: ggml::pad(n_tokens, c.n_seq),
-            n_seqs: c.n_seq,
-            n_outputs: n_tokens.min(c.n_outputs_max),
-        };
+        let batch = worst_batch(c);
         let mut built = build::build(inputs(flash_attention), batch)?;
         if s.load == Load::DryRun {
             // `ggml_backend_sched_reserve_size` resets the scheduler after the graph was built

@@ -11,7 +11,7 @@ use super::cache::{Context, Memory};
 use super::error::Error;
 use super::ggml::Buft;
 use super::ggml::{Backends, Graph, Id};
-use super::hparams::Hparams;
+use super::hparams::{Arch, Hparams};
 use super::settings::Settings;
 use super::weights::{Device, Weight, Weights};
 use std::collections::HashMap;
@@ -197,14 +197,36 @@ impl Builder<'_> {
 
     /// The head: norm, logits, and what follows them.
     fn head(&mut self, cur: Id, rms: bool, capped: bool) -> Result<(), Error> {
+        let normed = self.output_norm(cur, rms)?;
+        self.logits(normed, capped)
+    }
+
+    /// The head where all rows are normed, kept as a result, and picked only then.
+    fn head_picked(&mut self, cur: Id, ids: Id) -> Result<(), Error> {
+        let all = self.output_norm(cur, true)?;
+        self.g.get_mut(all).output = true;
+        let normed = self.g.get_rows(all, ids);
+        self.logits(normed, false)
+    }
+
+    fn output_norm(&mut self, cur: Id, rms: bool) -> Result<Id, Error> {
         self.g.label("output norm", -1);
         let name = match self.x.h.arch {
-            super::hparams::Arch::Lfm2 => "token_embd_norm",
+            Arch::Lfm2 => "token_embd_norm",
             _ => "output_norm",
         };
         let w = self.global(&format!("{name}.weight"))?;
         let b = self.optional(&format!("{name}.bias"), self.x.w.output);
-        let normed = self.norm(cur, Some(w), b, rms, -1);
+        Ok(self.norm(cur, Some(w), b, rms, -1))
+    }
+
+    fn logits(&mut self, normed: Id, capped: bool) -> Result<(), Error> {
+        if self.x.s.embeddings && self.x.h.arch == Arch::Lfm2 {
+            // this architecture makes no logits then
+            self.g.expand(normed);
+            self.g.get_mut(normed).output = true;
+            return Ok(());
+        }
         self.g.label("logits", -1);
         let head = self
             .x

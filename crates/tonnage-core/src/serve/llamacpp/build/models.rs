@@ -199,8 +199,7 @@ fn gpt_oss(b: &mut Builder) -> Result<(), Error> {
             v_mla: None,
         };
         let cur = b.attn(&inp, qkv, wo, extra, l)?;
-        let (cur, residual) = b.pick(l, cur, inp_l, ids);
-        let ffn_inp = b.g.add(cur, residual);
+        let ffn_inp = b.g.add(cur, inp_l);
         b.g.label("feed forward", l as i32);
         let cur = b.rms(ffn_inp, l, "post_attention_norm.weight")?;
         let how = Moe {
@@ -210,7 +209,10 @@ fn gpt_oss(b: &mut Builder) -> Result<(), Error> {
         let cur = b.moe(l, cur, how)?;
         inp_l = b.g.add(cur, ffn_inp);
     }
-    b.head(inp_l, true, false)
+    // the last layer's rows are a result of their own, and only then picked
+    b.g.get_mut(inp_l).output = true;
+    let cur = b.g.get_rows(inp_l, ids);
+    b.head(cur, true, false)
 }
 
 fn deepseek2(b: &mut Builder) -> Result<(), Error> {
