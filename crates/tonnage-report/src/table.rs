@@ -63,11 +63,13 @@ fn change(now: u64, first: u64, s: &Style) -> String {
     if first == 0 {
         return d.display(s.units).to_string();
     }
-    format!(
-        "{} ({:+.1} %)",
-        d.display(s.units),
-        100.0 * (now as f64 - first as f64) / first as f64
-    )
+    let percent = 100.0 * (now as f64 - first as f64) / first as f64;
+    // of a few bytes that became gigabytes the percentage says nothing
+    if percent > 9999.0 {
+        format!("{} (> 9999 %)", d.display(s.units))
+    } else {
+        format!("{} ({percent:+.1} %)", d.display(s.units))
+    }
 }
 
 /// A comparison as text: a job a row where there are many (with bars), else a job a column with the change against the first.

@@ -15,10 +15,16 @@ use tonnage_core::{Diagnostic, Job, import};
 /// What the system says, as a diagnostic.
 pub fn read_text(path: &Path) -> Result<String, Vec<Diagnostic>> {
     let fail = |e: &dyn std::fmt::Display| {
-        vec![Diagnostic::error(
-            "unreadable",
-            format!("{}: {e}", path.display()),
-        )]
+        let d = Diagnostic::error("unreadable", format!("{}: {e}", path.display()));
+        let name = path.to_string_lossy();
+        let known = |n: &str| tonnage_catalog::model(n).is_ok();
+        vec![if known(&name) {
+            d.help(format!("to name a model: --model {name}"))
+        } else if path.is_dir() {
+            d.help("a job is a file; a model's folder is named by --model")
+        } else {
+            d
+        }]
     };
     let mut bytes = Vec::new();
     let limit = MAX_BYTES as u64 + 1;
@@ -28,7 +34,7 @@ pub fn read_text(path: &Path) -> Result<String, Vec<Diagnostic>> {
         std::fs::File::open(path).and_then(|f| f.take(limit).read_to_end(&mut bytes))
     };
     result.map_err(|e| fail(&e))?;
-    String::from_utf8(bytes).map_err(|_| fail(&"not UTF-8 text"))
+    String::from_utf8(bytes).map_err(|_| fail(&"not UTF-8 text; a job is a TOML or JSON file"))
 }
 
 /// A job from a file (or none) with flags on top.

@@ -25,6 +25,11 @@ pub enum Status {
 }
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|defect| {
+        let text = "a defect of tonnage, not of your input; please report it with the command";
+        eprintln!("error: {text}\n  = {defect}");
+        std::process::exit(70);
+    }));
     let cli = args::Cli::parse();
     let out = output::Output::new(&cli.global);
     let status = match &cli.command {

@@ -2,6 +2,7 @@
 
 mod check;
 mod described;
+mod limits;
 mod read;
 pub mod settings;
 mod to_spec;

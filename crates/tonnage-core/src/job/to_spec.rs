@@ -96,7 +96,9 @@ impl Job {
                 "model.config",
             ));
         }
-        Ok((model_type, serde_json::Value::Object(config)))
+        let config = serde_json::Value::Object(config);
+        self.config_sizes(&config)?;
+        Ok((model_type, config))
     }
 
     /// The task head.
@@ -156,6 +158,7 @@ impl Job {
             }
         };
         self.check_length(seq, &config).map_err(|d| vec![d])?;
+        self.limits(&config).map_err(|d| vec![d])?;
         Ok(Spec {
             work,
             model_type,

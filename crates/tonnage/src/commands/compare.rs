@@ -12,6 +12,13 @@ use tonnage_report::table::{self, Comparison, Entry};
 const MOST: usize = 1000;
 
 pub fn run(a: &CompareArgs, out: &Output) -> Status {
+    if a.jobs.is_empty() && a.settings.given.is_empty() {
+        out.complain(&[Diagnostic::error(
+            "missing",
+            "no job: give files, or flags such as --model gpt2 --sweep seq-len=512,1024",
+        )]);
+        return Status::Usage;
+    }
     let mut jobs: Vec<(String, Job)> = Vec::new();
     let paths: Vec<Option<&std::path::Path>> = if a.jobs.is_empty() {
         vec![None]
