@@ -436,12 +436,19 @@ impl Out<'_> {
             .max()
             .unwrap_or(0)
             .min(24);
+        // no room for columns and a flag with its values
+        let narrow = self.s.width < names + values + 6 + 42;
         for a in other {
             let why = a
                 .why
                 .as_ref()
                 .map(|w| format!(" ({w})"))
                 .unwrap_or_default();
+            if narrow {
+                let t = format!("  {} = {}  {}{why}", local(&a.key), a.value, a.flag);
+                self.wrap(&t, 4);
+                continue;
+            }
             let t = format!(
                 "  {:<names$}  {:<values$}  {}{why}",
                 local(&a.key),

@@ -259,6 +259,46 @@ fn k36_the_program_the_library_and_json_give_the_same_bytes() {
     assert!(stdout(&o).contains(&format!("total,reserved,{}\n", f.peak.reserved.expected)));
 }
 
+/// Every file of the five sources, unedited, through the program.
+#[test]
+fn k36_json_of_every_source_is_valid_by_the_schema() {
+    let schema: Value =
+        serde_json::from_str(include_str!("../../../docs/schema/footprint-1.json")).unwrap();
+    let mut all = vec!["spoter.json", "deepseek-qlora.json"];
+    all.extend(GPT);
+    all.extend(AGI2);
+    all.extend(STATESET);
+    for name in all {
+        let file = seed(name);
+        let o = tonnage(&[
+            "estimate",
+            file.to_str().unwrap(),
+            "--expected-only",
+            "--format",
+            "json",
+        ]);
+        assert_eq!(o.status.code(), Some(0), "{name}: {}", stderr(&o));
+        let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+        check(&schema, &schema, &v, name);
+        let p = &v["peak"]["device"];
+        assert!(p["low"].as_u64() <= p["expected"].as_u64(), "{name}");
+        assert!(p["expected"].as_u64() <= p["high"].as_u64(), "{name}");
+    }
+}
+
+#[test]
+fn k36_json_of_validate_is_valid_by_its_schema() {
+    let text = include_str!("../../../docs/schema/validate-1.json");
+    let schema: Value = serde_json::from_str(text).unwrap();
+    for file in ["torch-trace-own.jsonl", "published-dev.jsonl"] {
+        let path = format!("groundtruth/{file}");
+        let o = tonnage(&["validate", &path, "--format", "json"]);
+        let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+        check(&schema, &schema, &v, file);
+    }
+    assert_eq!(stdout(&tonnage(&["schema", "validate"])), text);
+}
+
 #[test]
 fn k36_every_form_holds_a_hostile_name() {
     let f = small();

@@ -194,7 +194,7 @@ pub fn gpus(a: &GpusArgs, out: &Output) -> Status {
         ));
     }
     t.push_str(
-        "usable: what CUDA calls total, expected; context: with the libraries of a training step\n",
+        "usable: what CUDA calls total, expected\ncontext: with the libraries of a training step\n",
     );
     out.print(&t);
     Status::Ok

@@ -1,0 +1,305 @@
+//! What the documents show is what the program does. With TONNAGE_BLESS=1 the documents are rewritten instead of compared.
+
+mod common;
+use common::{stderr, stdout, tonnage};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tonnage_core::footprint::Options;
+use tonnage_report::{Style, text};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn bless() -> bool {
+    std::env::var_os("TONNAGE_BLESS").is_some()
+}
+
+/// Compares a file's text with what it should be; writes it where blessed.
+fn same(path: &Path, old: &str, new: &str) {
+    if old == new {
+        return;
+    }
+    if bless() {
+        std::fs::write(path, new).unwrap();
+        return;
+    }
+    let first = old.lines().zip(new.lines()).find(|(a, b)| a != b);
+    let lines = (old.lines().count(), new.lines().count());
+    panic!(
+        "{} is not what the program says (TONNAGE_BLESS=1 rewrites it); lines {lines:?}, the first that differs (file, program): {first:#?}",
+        path.display()
+    );
+}
+
+/// README.md and every Markdown file below docs/.
+fn documents() -> Vec<PathBuf> {
+    let mut all = vec![root().join("README.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(f) = folders.pop() {
+        for e in std::fs::read_dir(f).unwrap().flatten() {
+            let p = e.path();
+            if p.is_dir() {
+                folders.push(p);
+            } else if p.extension().is_some_and(|x| x == "md") {
+                all.push(p);
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+/// The words of a command line; quotes hold words together.
+fn words(line: &str) -> Vec<String> {
+    let (mut out, mut word, mut quote, mut any) = (Vec::new(), String::new(), None, false);
+    for c in line.chars() {
+        match quote {
+            Some(q) if c == q => quote = None,
+            Some(_) => word.push(c),
+            None if c == '\'' || c == '"' => (quote, any) = (Some(c), true),
+            None if c == ' ' => {
+                if any || !word.is_empty() {
+                    out.push(std::mem::take(&mut word));
+                }
+                any = false;
+            }
+            None => word.push(c),
+        }
+    }
+    if any || !word.is_empty() {
+        out.push(word);
+    }
+    out
+}
+
+/// What a command of a document prints; None: it is no command of ours (the tests themselves, an installation).
+fn answer(command: &str) -> Option<String> {
+    let command = command.split(" # ").next().unwrap_or(command).trim();
+    let (command, head) = match command.split_once(" | head -n ") {
+        Some((c, n)) => (c, Some(n.trim().parse::<usize>().expect("head -n NUMBER"))),
+        None => (command, None),
+    };
+    let args = command
+        .strip_prefix("tonnage ")
+        .or_else(|| command.strip_prefix("cargo run --release -- "))?;
+    let args = words(args);
+    let o = tonnage(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let code = o.status.code();
+    assert!(
+        matches!(code, Some(0 | 1)),
+        "{command}: {code:?} {}",
+        stderr(&o)
+    );
+    let all = stdout(&o);
+    Some(match head {
+        Some(n) => all.lines().take(n).map(|l| format!("{l}\n")).collect(),
+        None => all,
+    })
+}
+
+#[test]
+fn every_command_of_the_documents_runs_and_prints_what_stands_there() {
+    let mut commands = 0;
+    for path in documents() {
+        let old = std::fs::read_to_string(&path).unwrap();
+        let mut new = String::new();
+        let mut lines = old.lines().peekable();
+        let mut fence: Option<&str> = None;
+        while let Some(line) = lines.next() {
+            new += line;
+            new.push('\n');
+            if let Some(language) = line.strip_prefix("```") {
+                fence = if fence.is_some() {
+                    None
+                } else {
+                    Some(language)
+                };
+                continue;
+            }
+            let shows = line.trim_start();
+            let ours =
+                shows.starts_with("tonnage ") || shows.starts_with("cargo run --release -- ");
+            let code = fence.is_some() || line.starts_with("    ");
+            assert!(
+                !(ours && code),
+                "{}: `{shows}` is not run: write it as `$ {shows}` in a console block",
+                path.display()
+            );
+            let Some(command) = line.strip_prefix("$ ").filter(|_| fence == Some("console")) else {
+                continue;
+            };
+            let mut shown = String::new();
+            while let Some(next) = lines.next_if(|l| !l.starts_with("```") && !l.starts_with("$ "))
+            {
+                shown += next;
+                shown.push('\n');
+            }
+            let Some(printed) = answer(command) else {
+                assert!(
+                    command.starts_with("cargo "),
+                    "{}: {command}",
+                    path.display()
+                );
+                new += &shown;
+                continue;
+            };
+            commands += 1;
+            // a command alone: that it runs is all that is said
+            new += if shown.is_empty() { "" } else { &printed };
+        }
+        same(&path, &old, &new);
+    }
+    assert!(commands >= 5, "{commands}");
+}
+
+/// The rows of README's table: what `tonnage validate` says about the training rows of each file of recorded runs.
+fn accuracy() -> String {
+    let mut files: Vec<String> = std::fs::read_dir(root().join("groundtruth"))
+        .unwrap()
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|n| n.starts_with("torch-trace") && n.ends_with(".jsonl"))
+        .collect();
+    files.sort();
+    let mut t = String::from(
+        "| recorded runs | training jobs | supported | every figure equal to the byte | largest error |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for f in files {
+        let path = format!("groundtruth/{f}");
+        let o = tonnage(&["validate", &path, "--format", "json"]);
+        let v: Value =
+            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{f}: {e} {}", stderr(&o)));
+        // of a job: is it supported, and its largest error
+        let mut jobs: BTreeMap<&str, (bool, f64)> = BTreeMap::new();
+        for r in v["rows"].as_array().unwrap() {
+            if r["group"] != "train" || r["metric"] == "peak_phase" {
+                continue;
+            }
+            let j = jobs.entry(r["id"].as_str().unwrap()).or_insert((true, 0.0));
+            match r["unsupported"].is_null() {
+                true => j.1 = j.1.max(r["error_pct"].as_f64().unwrap_or(f64::INFINITY)),
+                false => j.0 = false,
+            }
+        }
+        let supported: Vec<f64> = jobs.values().filter(|j| j.0).map(|j| j.1).collect();
+        let exact = supported.iter().filter(|e| **e == 0.0).count();
+        let worst = supported.iter().copied().fold(0.0, f64::max);
+        let worst = if worst == 0.0 {
+            "0 %".into()
+        } else {
+            format!("{worst:.3} %")
+        };
+        t += &format!(
+            "| `{f}` | {} | {} | {exact} | {worst} |\n",
+            jobs.len(),
+            supported.len()
+        );
+    }
+    t
+}
+
+#[test]
+fn the_accuracy_table_is_what_validate_says() {
+    let path = root().join("README.md");
+    let old = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = old
+        .split_once("<!-- accuracy -->\n")
+        .expect("the table's beginning");
+    let (_, after) = rest.split_once("<!-- end -->").expect("the table's end");
+    let new = format!(
+        "{before}<!-- accuracy -->\n{}<!-- end -->{after}",
+        accuracy()
+    );
+    same(&path, &old, &new);
+}
+
+#[test]
+fn every_example_has_an_answer() {
+    let mut n = 0;
+    for e in std::fs::read_dir(root().join("examples"))
+        .unwrap()
+        .flatten()
+    {
+        let p = e.path();
+        if p.extension().is_none_or(|x| x != "toml") {
+            continue;
+        }
+        n += 1;
+        let o = tonnage(&[
+            "estimate",
+            p.to_str().unwrap(),
+            "--expected-only",
+            "--format",
+            "json",
+        ]);
+        assert_eq!(o.status.code(), Some(0), "{}: {}", p.display(), stderr(&o));
+        let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+        assert_eq!(v["schema"], "tonnage.footprint/1");
+        assert!(v["peak"]["device"]["expected"].as_u64() > Some(0));
+        // the claim that the job's source makes stands in the file's comment
+        let text = std::fs::read_to_string(&p).unwrap();
+        assert!(
+            text.contains('#'),
+            "{}: no comment says what it is",
+            p.display()
+        );
+    }
+    assert!(n >= 8, "{n}");
+}
+
+#[test]
+fn the_readmes_job_as_text_at_three_widths() {
+    let file = "examples/deepseek-qlora.toml";
+    let source = std::fs::read_to_string(root().join(file)).unwrap();
+    let job = tonnage_core::import::read(file, &source).unwrap();
+    let f = common::run(&job, &Options::default()).footprint;
+    for width in [60, 80, 120] {
+        let style = Style {
+            width,
+            ..Style::default()
+        };
+        let t = text::footprint(&f, &style);
+        assert!(t.is_ascii() && !t.contains('\x1b'), "{width}");
+        for l in t.lines().filter(|l| l.len() > width) {
+            // an address, or one word that cannot be divided
+            assert!(
+                l.contains("https://") || !l.trim().contains(' '),
+                "{width}: {l}"
+            );
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("tests/snapshots/deepseek-qlora-{width}.txt"));
+        let old = std::fs::read_to_string(&path).unwrap_or_default();
+        same(&path, &old, &t);
+    }
+}
+
+#[test]
+fn in_a_pipe_there_is_no_colour_and_the_width_is_the_flags() {
+    let args = ["estimate", "examples/gpt2.toml", "--gpu", "rtx-3060-12gb"];
+    let plain = tonnage(&[&args[..], &["--width", "60"]].concat());
+    let ascii = tonnage(&[&args[..], &["--width", "60", "--ascii"]].concat());
+    assert_eq!(plain.stdout, ascii.stdout);
+    assert!(plain.stdout.is_ascii() && !plain.stdout.contains(&0x1b));
+    assert!(
+        stdout(&plain).lines().all(|l| l.len() <= 60),
+        "{}",
+        stdout(&plain)
+    );
+    for more in [["gpus", "h100"], ["models", "llama-2"]] {
+        let o = tonnage(&[&more[..], &["--width", "60"]].concat());
+        assert!(stdout(&o).lines().all(|l| l.len() <= 60), "{}", stdout(&o));
+    }
+    // a reader that goes away ends the program, and nothing else
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_tonnage"))
+        .arg("models")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let o = child.wait_with_output().unwrap();
+    assert!(o.stderr.is_empty(), "{}", stderr(&o));
+}
