@@ -147,6 +147,27 @@ fn k5_the_peak_has_a_phase_and_the_optimizers_transient_counts() {
     assert!(fused.peak.allocated.expected < f.peak.allocated.expected);
 }
 
+/// Evaluation (one forward call without gradients) and generation hold less than a training step of the same job.
+#[test]
+fn k5_evaluation_and_generation_are_below_training() {
+    let base = made(&[("model", "gpt2"), ("seq-len", "512"), ("batch-size", "2")]);
+    let train = expected(&base);
+    let evaluate = expected(&with(&base, &[("kind", "forward")]));
+    assert!(evaluate.peak.allocated.expected < train.peak.allocated.expected);
+    assert!(evaluate.peak.device.expected < train.peak.device.expected);
+    for c in [Component::Gradients, Component::OptimizerState] {
+        assert_eq!(evaluate.component(c), 0, "{c:?}");
+    }
+    assert!(evaluate.peak.allocated.expected >= evaluate.model.param_bytes);
+    let generate = expected(&with(&base, &[("kind", "generate"), ("new-tokens", "16")]));
+    let phases: Vec<&str> = generate.phases.iter().map(|p| p.phase.as_str()).collect();
+    assert!(
+        phases.contains(&"prefill") && phases.contains(&"decode"),
+        "{phases:?}"
+    );
+    assert!(generate.peak.allocated.expected < train.peak.allocated.expected);
+}
+
 #[test]
 fn k6_the_loss_is_the_largest_swing_with_a_verdict_per_card_for_both() {
     let j = job("deepseek-qlora.json");
