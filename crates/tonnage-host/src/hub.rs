@@ -13,6 +13,11 @@ const ALL_HEADERS: u64 = 256 << 20;
 /// Requests at a time.
 const AT_ONCE: usize = 8;
 
+/// Bytes of a file, and the file's length where the answer says it.
+type Part = (Vec<u8>, Option<u64>);
+/// What became of a file's header; None: not tried.
+type Slot = Option<Result<Option<Header>, HostError>>;
+
 struct Hub<'a> {
     client: Client,
     env: &'a Env,
@@ -147,12 +152,7 @@ impl Hub<'_> {
     }
 
     /// The bytes `first..first + len`, and the file's length where the answer says it.
-    fn part(
-        &self,
-        file: &str,
-        first: u64,
-        len: u64,
-    ) -> Result<Option<(Vec<u8>, Option<u64>)>, HostError> {
+    fn part(&self, file: &str, first: u64, len: u64) -> Result<Option<Part>, HostError> {
         let Some(mut answer) = self.get(file, Some((first, first + len - 1)))? else {
             return Ok(None);
         };
@@ -226,8 +226,7 @@ impl Store for Hub<'_> {
 
     fn headers(&self, files: &[String]) -> Result<Vec<Option<Header>>, HostError> {
         let next = AtomicUsize::new(0);
-        let found: Vec<Mutex<Option<Result<Option<Header>, HostError>>>> =
-            files.iter().map(|_| Mutex::new(None)).collect();
+        let found: Vec<Mutex<Slot>> = files.iter().map(|_| Mutex::new(None)).collect();
         std::thread::scope(|s| {
             for _ in 0..AT_ONCE.min(files.len()) {
                 s.spawn(|| {

@@ -76,7 +76,7 @@ pub fn compare(counted: &Counted, stored: &[StoredTensor]) -> Comparison {
     let find = |name: &str, prefix: &str| -> Option<usize> {
         let with = || known.get(format!("{prefix}.{name}").as_str());
         let without = || known.get(name.strip_prefix(prefix)?.strip_prefix('.')?);
-        known.get(name).or_else(|| with()).or_else(without).copied()
+        known.get(name).or_else(with).or_else(without).copied()
     };
     let hits = |prefix: &str| names.iter().filter(|n| find(n, prefix).is_some()).count();
     let prefix = prefixes

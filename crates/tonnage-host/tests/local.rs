@@ -6,6 +6,9 @@ use std::path::Path;
 use tonnage_host::{Env, HostError, Origin, compare, find, folder};
 use tonnage_model::count::count;
 
+/// Names and shapes.
+type Tensors = Vec<(&'static str, &'static [u64])>;
+
 fn write(dir: &Path, files: &[(&str, Vec<u8>)]) {
     for (name, bytes) in files {
         std::fs::write(dir.join(name), bytes).unwrap();
@@ -177,7 +180,7 @@ fn half_an_entry_is_no_entry_and_a_damaged_one_is_said() {
 #[test]
 fn a_difference_names_its_tensors() {
     let counted = count(&serde_json::from_str(CONFIG).unwrap()).unwrap();
-    let with = |change: &dyn Fn(&mut Vec<(&'static str, &'static [u64])>)| {
+    let with = |change: &dyn Fn(&mut Tensors)| {
         let d = tempfile::tempdir().unwrap();
         let mut t = tensors();
         change(&mut t);
