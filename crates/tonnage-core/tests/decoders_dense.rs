@@ -1,4 +1,4 @@
-//! Phi-3 and other dense decoders: whole recorded traces, event by event, and every figure of their records.
+//! Phi-3, Gemma 2 and other dense decoders: whole recorded traces, event by event, and every figure of their records.
 
 mod events;
 
@@ -17,4 +17,16 @@ fn phi3_events() {
 #[test]
 fn phi3_records() {
     exact(OWN, "phi3-", 11);
+}
+
+#[test]
+fn gemma2_events() {
+    own("gemma2-tiny-plain-bf16-adamw_foreach-b2-s256");
+    own("gemma2-tiny-plain-bf16-adamw_foreach-b2-s256-tf4.57.6");
+    own("gemma2-tiny-plain-bf16-adamw_foreach-b2-s256-eager");
+}
+
+#[test]
+fn gemma2_records() {
+    exact(OWN, "gemma2-", 9);
 }

@@ -36,7 +36,9 @@ pub struct Simulated {
 }
 
 /// Architectures whose forward passes take a fused loss here.
-const FUSED_LOSS: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3"];
+const FUSED_LOSS: &[&str] = &[
+    "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "mixtral",
+];
 
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {

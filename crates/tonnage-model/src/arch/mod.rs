@@ -5,6 +5,7 @@ pub mod bert;
 pub mod convnext;
 pub mod distilbert;
 pub mod falcon;
+pub mod gemma2;
 pub mod gemma3;
 pub mod gpt2;
 pub mod gpt_neox;
@@ -135,6 +136,7 @@ pub fn build(
         "gpt_per_head" => gpt_per_head::build(config, head),
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
+        "gemma2" => gemma2::build(config, head, stack),
         "phi3" => phi3::build(config, head, stack),
         "litgpt" => litgpt::build(config),
         "pose" => pose::build(config, head),

@@ -69,3 +69,11 @@ pub fn gelu_new(m: &Run, x: &Tensor) -> Tensor {
     drop(one);
     y
 }
+
+/// Soft capping, `cap * tanh(x / cap)`, with the name rebound line by line (modeling_gemma2.py; case
+/// `gemma2-tiny-plain-bf16-adamw_foreach-b2-s256-eager`).
+pub fn soft_cap(m: &Run, mut x: Tensor) -> Tensor {
+    x = ops::div_scalar(&m.cx, &x);
+    x = ops::tanh(&m.cx, &x);
+    ops::mul_scalar(&m.cx, &x)
+}

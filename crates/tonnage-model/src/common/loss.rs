@@ -26,11 +26,25 @@ pub fn head_and_loss(
     hidden: &Tensor,
     labels: Option<&Tensor>,
 ) -> (Option<Tensor>, Option<Tensor>) {
+    head_cap_and_loss(m, head, hidden, labels, false)
+}
+
+/// The same where `cap` says that the logits are soft capped; the fused loss does that in its kernel.
+pub fn head_cap_and_loss(
+    m: &Run,
+    head: &Linear,
+    hidden: &Tensor,
+    labels: Option<&Tensor>,
+    cap: bool,
+) -> (Option<Tensor>, Option<Tensor>) {
     if let (Loss::Liger, true, Some(labels)) = (m.options.loss, m.training, labels) {
         let w = m.weight(m.net.module(head.0).params[0].1).clone();
         return (None, Some(super::liger::causal_lm(m, hidden, &w, labels)));
     }
-    let logits = head.forward(m, hidden);
+    let mut logits = head.forward(m, hidden);
+    if cap {
+        logits = super::activation::soft_cap(m, logits);
+    }
     let loss = labels.map(|l| causal_lm(m, &logits, l));
     (Some(logits), loss)
 }

@@ -1,0 +1,383 @@
+//! Gemma 2: sliding and full attention by turns, norms before and after each block, soft capped scores (in eager attention only)
+//! and logits (transformers 5.17 and 4.57.6, src/transformers/models/gemma2/modeling_gemma2.py). Cases: `gemma2-*` of
+//! torch-trace-own.jsonl.
+
+use super::{Arch, Batch, Built, Head, Output, fields};
+use crate::common::{self, activation::Activation};
+use crate::error::ModelError;
+use crate::layers::{Embedding, GemmaNorm, Linear};
+use crate::net::{Kind, ModuleId, NetBuilder};
+use crate::run::{Attention, Run};
+use crate::stack::Stack;
+use serde::Deserialize;
+use std::rc::Rc;
+use tonnage_sim::{ScalarType, Shape, Tensor, ops};
+
+/// The fields that matter to memory, with transformers' defaults.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(default)]
+pub struct Config {
+    pub vocab_size: u64,
+    pub hidden_size: u64,
+    pub intermediate_size: u64,
+    pub num_hidden_layers: u64,
+    pub num_attention_heads: u64,
+    pub num_key_value_heads: u64,
+    pub head_dim: u64,
+    pub hidden_activation: String,
+    pub attention_bias: bool,
+    pub attention_dropout: f64,
+    pub tie_word_embeddings: bool,
+    pub sliding_window: u64,
+    /// Layer by layer; by default every second one sees the whole sequence.
+    pub layer_types: Option<Vec<String>>,
+    pub attn_logit_softcapping: Option<f64>,
+    pub final_logit_softcapping: Option<f64>,
+    pub use_bidirectional_attention: Option<bool>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            vocab_size: 256_000,
+            hidden_size: 2304,
+            intermediate_size: 9216,
+            num_hidden_layers: 26,
+            num_attention_heads: 8,
+            num_key_value_heads: 4,
+            head_dim: 256,
+            hidden_activation: "gelu_pytorch_tanh".into(),
+            attention_bias: false,
+            attention_dropout: 0.0,
+            tie_word_embeddings: true,
+            sliding_window: 4096,
+            layer_types: None,
+            attn_logit_softcapping: Some(50.0),
+            final_logit_softcapping: Some(30.0),
+            use_bidirectional_attention: None,
+        }
+    }
+}
+
+impl Config {
+    /// For each layer: does it see only a window?
+    fn sliding(&self) -> Result<Vec<bool>, ModelError> {
+        let n = self.num_hidden_layers;
+        let Some(types) = &self.layer_types else {
+            return Ok((1..=n).map(|i| !i.is_multiple_of(2)).collect());
+        };
+        if (types.len() as u64) < n {
+            let text = format!("{} entries for {n} layers", types.len());
+            return Err(ModelError::field("layer_types", text));
+        }
+        let one = |t: &String| match t.as_str() {
+            "sliding_attention" => Ok(true),
+            "full_attention" => Ok(false),
+            _ => Err(ModelError::field(
+                "layer_types",
+                format!("`{t}`; known: full_attention, sliding_attention"),
+            )),
+        };
+        types.iter().take(n as usize).map(one).collect()
+    }
+}
+
+struct Layer {
+    id: ModuleId,
+    attn: ModuleId,
+    mlp: ModuleId,
+    act: ModuleId,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    input_norm: GemmaNorm,
+    post_attention_norm: GemmaNorm,
+    pre_feed_forward_norm: GemmaNorm,
+    post_feed_forward_norm: GemmaNorm,
+    activation: Activation,
+    sliding: bool,
+    c: Rc<Config>,
+}
+
+struct Gemma2 {
+    model: ModuleId,
+    rotary: ModuleId,
+    embed: Embedding,
+    layers: Vec<Rc<Layer>>,
+    norm: GemmaNorm,
+    head: Linear,
+    c: Rc<Config>,
+}
+
+/// From configuration fields of the text model.
+pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<Built, ModelError> {
+    let c: Config = fields(config)?;
+    let (h, kv) = (c.num_attention_heads, c.num_key_value_heads);
+    if kv == 0 || h == 0 || !h.is_multiple_of(kv) {
+        return Err(ModelError::field(
+            "num_key_value_heads",
+            format!("{kv} does not divide num_attention_heads {h}"),
+        ));
+    }
+    if c.use_bidirectional_attention == Some(true) {
+        return Err(ModelError::field(
+            "use_bidirectional_attention",
+            "only causal attention is modelled",
+        ));
+    }
+    let sliding = c.sliding()?;
+    let activation = Activation::parse("hidden_activation", &c.hidden_activation)?;
+    let (c, five) = (Rc::new(c), stack.transformers_5());
+    let (d, v) = (c.hidden_size, c.vocab_size);
+    let mut b = NetBuilder::new();
+    let (model, rotary, embed, layers, norm) = b.scope("model", |b| {
+        let kind = Kind::Embedding { rows: v, width: d };
+        let embed = b.scope_kind("embed_tokens", kind, |b| {
+            let weight = b.param("weight", &[v, d]);
+            if five {
+                b.buffer("embed_scale", &[], None);
+            }
+            Embedding(b.id(), weight)
+        });
+        let layers = b.scope("layers", |b| {
+            let one = |(i, s): (usize, &bool)| Rc::new(layer(b, i, &c, activation, *s));
+            sliding.iter().enumerate().map(one).collect()
+        });
+        let norm = GemmaNorm::new(b, "norm", d);
+        let rotary = b.scope("rotary_emb", |b| {
+            b.buffer("inv_freq", &[c.head_dim / 2], Some(ScalarType::F32));
+            if five {
+                b.buffer(
+                    "original_inv_freq",
+                    &[c.head_dim / 2],
+                    Some(ScalarType::F32),
+                );
+            }
+            b.id()
+        });
+        (b.id(), rotary, embed, layers, norm)
+    });
+    let head = if c.tie_word_embeddings {
+        Linear::tied(&mut b, "lm_head", d, v, embed.1, false)
+    } else {
+        Linear::new(&mut b, "lm_head", d, v, false)
+    };
+    Ok(Built {
+        net: b.finish(),
+        arch: Rc::new(Gemma2 {
+            model,
+            rotary,
+            embed,
+            layers,
+            norm,
+            head,
+            c,
+        }),
+    })
+}
+
+fn layer(b: &mut NetBuilder, i: usize, c: &Rc<Config>, act: Activation, sliding: bool) -> Layer {
+    let (d, f, hd, bias) = (
+        c.hidden_size,
+        c.intermediate_size,
+        c.head_dim,
+        c.attention_bias,
+    );
+    let (qd, kd) = (c.num_attention_heads * hd, c.num_key_value_heads * hd);
+    b.scope(&i.to_string(), |b| {
+        let id = b.id();
+        let (attn, q, k, v, o) = b.scope("self_attn", |b| {
+            let q = Linear::new(b, "q_proj", d, qd, bias);
+            let k = Linear::new(b, "k_proj", d, kd, bias);
+            let v = Linear::new(b, "v_proj", d, kd, bias);
+            let o = Linear::new(b, "o_proj", qd, d, bias);
+            (b.id(), q, k, v, o)
+        });
+        let (mlp, gate, up, down, act_fn) = b.scope("mlp", |b| {
+            let gate = Linear::new(b, "gate_proj", d, f, false);
+            let up = Linear::new(b, "up_proj", d, f, false);
+            let down = Linear::new(b, "down_proj", f, d, false);
+            (b.id(), gate, up, down, b.scope("act_fn", |b| b.id()))
+        });
+        let mut norm = |name| GemmaNorm::new(b, name, d);
+        Layer {
+            id,
+            attn,
+            mlp,
+            act: act_fn,
+            q,
+            k,
+            v,
+            o,
+            gate,
+            up,
+            down,
+            input_norm: norm("input_layernorm"),
+            post_attention_norm: norm("post_attention_layernorm"),
+            pre_feed_forward_norm: norm("pre_feedforward_layernorm"),
+            post_feed_forward_norm: norm("post_feedforward_layernorm"),
+            activation: act,
+            sliding,
+            c: c.clone(),
+        }
+    })
+}
+
+impl Layer {
+    /// The result and the probabilities of eager attention, which the layer's frame keeps.
+    fn attention(
+        &self,
+        m: &Run,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> (Tensor, Option<Tensor>) {
+        let cx = &m.cx;
+        let (b, s) = (x.size(0), x.size(1));
+        let hd = self.c.head_dim;
+        let mut q = common::attention::split_heads(m, &self.q, x, hd);
+        let mut k = common::attention::split_heads(m, &self.k, x, hd);
+        let v = common::attention::split_heads(m, &self.v, x, hd);
+        let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
+        q = q2;
+        k = k2;
+        let p = self.c.attention_dropout;
+        let (mut o, w) = if m.options.attention == Attention::Eager {
+            let p = if m.training { p } else { 0.0 };
+            let cap = self.c.attn_logit_softcapping;
+            let cap = cap.map(|_| common::activation::soft_cap as fn(&Run, Tensor) -> Tensor);
+            let (o, w) = common::attention::eager(m, &q, &k, &v, mask, p, cap);
+            (o, Some(w))
+        } else {
+            common::attention::attend_with_weights(m, &q, &k, &v, mask, p, true)
+        };
+        o = ops::reshape(cx, &o, Shape::new(&[b, s, self.c.num_attention_heads * hd]));
+        o = self.o.forward(m, &o);
+        drop(q);
+        drop(k);
+        drop(v);
+        (o, w)
+    }
+
+    fn feed_forward(&self, m: &Run, x: &Tensor) -> Tensor {
+        let gate = self.gate.forward(m, x);
+        let a = m.within(self.act, || self.activation.forward(m, &gate));
+        drop(gate);
+        let up = self.up.forward(m, x);
+        let p = ops::mul(&m.cx, &a, &up);
+        drop(a);
+        drop(up);
+        self.down.forward(m, &p)
+    }
+
+    fn forward(
+        &self,
+        m: &Run,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        m.within(self.id, || {
+            let cx = &m.cx;
+            let mut h = self.input_norm.forward(m, x);
+            let (a, weights) = m.within(self.attn, || self.attention(m, &h, cos, sin, mask));
+            h = a;
+            h = self.post_attention_norm.forward(m, &h);
+            h = ops::add(cx, x, &h);
+            let residual = h.clone();
+            h = self.pre_feed_forward_norm.forward(m, &h);
+            h = m.within(self.mlp, || self.feed_forward(m, &h));
+            h = self.post_feed_forward_norm.forward(m, &h);
+            h = ops::add(cx, &residual, &h);
+            drop(residual);
+            drop(weights);
+            h
+        })
+    }
+}
+
+impl Gemma2 {
+    /// `Gemma2TextScaledWordEmbedding`, of which 4.57 has only the embedding.
+    fn embedded(&self, m: &Run, ids: &Tensor) -> Tensor {
+        if !m.options.stack.transformers_5() {
+            return self.embed.forward(m, ids);
+        }
+        let cx = &m.cx;
+        let Embedding(id, weight) = self.embed;
+        let y = m.within(id, || {
+            let w = m.weight(weight);
+            let rows = ops::embedding(cx, ids, w);
+            let scale = ops::to_dtype(cx, &m.buffers[id.0 as usize][0], w.dtype);
+            ops::mul(cx, &rows, &scale)
+        });
+        m.embedded(id, y)
+    }
+}
+
+impl Arch for Gemma2 {
+    fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
+        let ids = batch
+            .input_ids
+            .as_ref()
+            .expect("a language model's batch has input_ids");
+        let (b, s) = (ids.size(0), ids.size(1));
+        let cx = &m.cx;
+        let five = m.options.stack.transformers_5();
+        let h = m.within(self.model, || {
+            let emb = self.embedded(m, ids);
+            let pos = common::mask::position_ids(m, s);
+            let window = Some(self.c.sliding_window);
+            let masks =
+                [None, window].map(|w| common::mask::windowed(m, batch, b, s, emb.dtype, w));
+            let (cos, sin) = m.within(self.rotary, || {
+                common::rope::tables(m, s, self.c.head_dim, emb.dtype)
+            });
+            let mut x = if five {
+                emb.clone()
+            } else {
+                // by a number on the host
+                ops::mul_scalar(cx, &emb)
+            };
+            for l in &self.layers {
+                let mask = masks[usize::from(l.sliding)].clone();
+                x = if m.options.checkpoint && m.training {
+                    let (l, m2) = (l.clone(), m.clone());
+                    let kwargs = (mask, sin.clone(), cos.clone(), pos.clone());
+                    cx.checkpoint(vec![x], move |_, t| {
+                        let kwargs = &kwargs;
+                        l.forward(&m2, &t[0], &kwargs.2, &kwargs.1, kwargs.0.as_ref())
+                    })
+                } else {
+                    l.forward(m, &x, &cos, &sin, mask.as_ref())
+                };
+            }
+            // 4.57: the tuple that the last layer returned is a local to the end
+            let last = (!five).then(|| x.clone());
+            x = self.norm.forward(m, &x);
+            drop(pos);
+            drop(emb);
+            drop(masks);
+            drop(cos);
+            drop(sin);
+            drop(last);
+            x
+        });
+        let kept = ops::slice(cx, &h, 1, 0, s);
+        let cap = self.c.final_logit_softcapping.is_some();
+        let labels = batch.labels.as_ref();
+        let (logits, loss) = common::loss::head_cap_and_loss(m, &self.head, &kept, labels, cap);
+        drop(kept);
+        drop(h);
+        Output {
+            loss,
+            logits,
+            rest: vec![],
+        }
+    }
+}
