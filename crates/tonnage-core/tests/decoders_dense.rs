@@ -1,4 +1,4 @@
-//! Phi-3, Gemma 2 and other dense decoders: whole recorded traces, event by event, and every figure of their records.
+//! Phi, Phi-3, Gemma 2 and OPT, and fused losses of other decoders: whole recorded traces, event by event, and every figure of their records.
 
 mod events;
 
@@ -28,5 +28,32 @@ fn gemma2_events() {
 
 #[test]
 fn gemma2_records() {
-    exact(OWN, "gemma2-", 9);
+    exact(OWN, "gemma2-", 10);
+}
+
+#[test]
+fn phi_events() {
+    own("phi-tiny-plain-bf16-adamw_foreach-b2-s256");
+    own("phi-tiny-plain-bf16-adamw_foreach-b2-s256-tf4.57.6");
+}
+
+#[test]
+fn phi_records() {
+    exact(OWN, "phi-", 4);
+}
+
+#[test]
+fn opt_events() {
+    own("opt-tiny-plain-bf16-adamw_foreach-b2-s256");
+    own("opt-tiny-plain-bf16-adamw_foreach-b2-s256-tf4.57.6");
+}
+
+#[test]
+fn opt_records() {
+    exact(OWN, "opt-", 5);
+}
+
+#[test]
+fn mixtral_fused_loss() {
+    exact(OWN, "mixtral-mini-2l-", 1);
 }

@@ -463,19 +463,15 @@ fn causal_mask(
             let Some(given) = &batch.attention_mask else {
                 return None;
             };
-            let ones = ops::compare_scalar(cx, OpId::EQ, given);
-            let all = cx.empty(OpId::ALL, Shape::new(&[]), ScalarType::Bool);
-            drop(ones);
-            drop(all);
-            if !batch.padded {
+            if common::mask_4d::ignored(m, given, batch.padded) {
                 return None;
             }
         }
-        four_dimensional(m, batch, b, s, dtype)
+        common::mask_4d::additive(m, batch.attention_mask.as_ref(), b, s, dtype)
     };
     let Some(alibi) = alibi else {
         if !five && !eager && batch.attention_mask.is_some() {
-            mask = unmask_unattended(m, mask);
+            mask = common::mask_4d::unmask_unattended(m, mask);
         }
         return Some(mask);
     };
@@ -495,56 +491,9 @@ fn causal_mask(
     drop(below);
     mask = filled;
     if !five && !eager && batch.attention_mask.is_some() {
-        mask = unmask_unattended(m, mask);
+        mask = common::mask_4d::unmask_unattended(m, mask);
     }
     Some(mask)
-}
-
-/// 4.57: `_prepare_4d_causal_attention_mask_with_cache_position`, additive [B, 1, S, S].
-fn four_dimensional(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Tensor {
-    let cx = &m.cx;
-    let square = Shape::new(&[s, s]);
-    let full = cx.empty(OpId::FULL, square, dtype);
-    let mut mask = full;
-    if s != 1 {
-        let upper = cx.empty(OpId::MUL, square, dtype);
-        mask = upper;
-    }
-    let range = cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64);
-    let later = cx.empty(OpId::COMPARE, square, ScalarType::Bool);
-    drop(range);
-    drop(later);
-    let shape = Shape::new(&[b, 1, s, s]);
-    if batch.attention_mask.is_none() {
-        return ops::expand(cx, &mask, shape);
-    }
-    let copy = cx.empty(OpId::CLONE, shape, dtype);
-    mask = copy;
-    let mut padding = cx.empty(OpId::ADD, shape, dtype);
-    padding = cx_replace(padding, cx.empty(OpId::EQ, shape, ScalarType::Bool));
-    drop(cx.empty(OpId::MASKED_FILL, shape, dtype));
-    drop(padding);
-    mask
-}
-
-/// `name = new`: the old tensor goes after the new one is made.
-fn cx_replace(old: Tensor, new: Tensor) -> Tensor {
-    drop(old);
-    new
-}
-
-/// 4.57: `AttentionMaskConverter._unmask_unattended`.
-fn unmask_unattended(m: &Run, mask: Tensor) -> Tensor {
-    let cx = &m.cx;
-    let equal = ops::compare_scalar(cx, OpId::EQ, &mask);
-    let all = cx.empty(OpId::ALL, mask.shape.with(-1, 1), ScalarType::Bool);
-    drop(equal);
-    let not = cx.empty(OpId::BITWISE, all.shape, ScalarType::Bool);
-    drop(all);
-    let y = cx.empty(OpId::MUL, mask.shape, mask.dtype);
-    drop(not);
-    drop(mask);
-    y
 }
 
 impl Arch for Falcon {

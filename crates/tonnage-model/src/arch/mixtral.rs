@@ -400,16 +400,13 @@ impl Arch for Mixtral {
             x
         });
         let kept = batch.last(cx, &h);
-        let logits = self.head.forward(m, &kept);
+        let (logits, loss) =
+            common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);
-        let loss = batch
-            .labels
-            .as_ref()
-            .map(|l| common::loss::causal_lm(m, &logits, l));
         drop(h);
         Output {
             loss,
-            logits: Some(logits),
+            logits,
             rest: vec![],
         }
     }

@@ -15,6 +15,8 @@ pub mod llama;
 pub mod llama_2024;
 pub mod mixtral;
 pub mod nanogpt;
+pub mod opt;
+pub mod phi;
 pub mod phi3;
 pub mod pose;
 pub mod resnet;
@@ -137,6 +139,8 @@ pub fn build(
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),
         "gemma2" => gemma2::build(config, head, stack),
+        "opt" => opt::build(config, head),
+        "phi" => phi::build(config, head, stack),
         "phi3" => phi3::build(config, head, stack),
         "litgpt" => litgpt::build(config),
         "pose" => pose::build(config, head),

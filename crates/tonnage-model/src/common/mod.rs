@@ -7,5 +7,6 @@ pub mod image;
 pub mod liger;
 pub mod loss;
 pub mod mask;
+pub mod mask_4d;
 pub mod mha;
 pub mod rope;
