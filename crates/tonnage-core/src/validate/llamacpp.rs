@@ -2,7 +2,7 @@
 
 use super::Row;
 use crate::serve::llamacpp::{
-    Buft, Device, Error, Estimate, FlashAttention, Kind, Load, Settings, estimate,
+    Api, Device, Error, Estimate, FlashAttention, Kind, Load, Settings, estimate,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,7 +138,9 @@ fn settings(r: &Value) -> Result<Settings, String> {
             });
             let device = Device {
                 // 8.9 is written 890
-                compute_capability: (cc.unwrap_or(8.9) * 100.0).round() as u32,
+                api: Api::Cuda {
+                    compute_capability: (cc.unwrap_or(8.9) * 100.0).round() as u32,
+                },
                 ..Device::default()
             };
             // `--split-mode none` takes the first device alone
@@ -146,6 +148,13 @@ fn settings(r: &Value) -> Result<Settings, String> {
             vec![device; if alone { 1 } else { devices(r) }]
         }
         "cpu" => Vec::new(),
+        // the recorded device is Mesa's software one
+        "vulkan" => vec![Device {
+            api: Api::Vulkan {
+                max_binding: 128 << 20,
+            },
+            ..Device::default()
+        }],
         other => return Err(format!("the {other} backend is not modelled")),
     };
     let tensor_split = match r["tensor_split"].as_str() {
@@ -301,7 +310,7 @@ fn compare(rows: &mut Rows, r: &Value, e: &Estimate) {
     let device: u64 = e
         .buffers
         .iter()
-        .filter(|b| matches!(b.buft, Buft::Cuda(_)))
+        .filter(|b| b.buft.is_device())
         .map(|b| b.bytes)
         .sum();
     for metric in PLAIN {

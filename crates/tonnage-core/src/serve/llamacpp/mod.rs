@@ -14,11 +14,11 @@ pub mod weights;
 
 pub use error::Error;
 pub use ggml::Buft;
-pub use settings::{Device, FlashAttention, Load, Settings};
+pub use settings::{Api, Device, FlashAttention, Load, Settings};
 
 use build::{Batch, Inputs};
 use cache::{Context, Memory};
-use ggml::{Backend, Backends, Plan, galloc, sched};
+use ggml::{Backend, Backends, Gpu, Plan, galloc, sched};
 use hparams::Hparams;
 use tonnage_model::readers::gguf::Gguf;
 use weights::Weights;
@@ -78,7 +78,7 @@ impl Estimate {
     }
     /// Bytes of all buffers on one device.
     pub fn device_bytes(&self, device: u8) -> u64 {
-        self.sum(|b| b.buft == Buft::Cuda(device))
+        self.sum(|b| b.buft.device() == Some(device))
     }
     /// Bytes of all buffers on the host, the mapped stretch of the file as the engine prints it.
     pub fn host_bytes(&self) -> u64 {
@@ -113,6 +113,14 @@ pub fn estimate(gguf: &Gguf, settings: &Settings) -> Result<Estimate, Error> {
         graph_splits: compute.splits,
         copies: b.copies,
     })
+}
+
+/// Pinned host memory of the build.
+fn pinned(s: &Settings) -> Buft {
+    match s.vulkan() {
+        true => Buft::VulkanHost,
+        false => Buft::CudaHost,
+    }
 }
 
 /// The largest batch that is computed at once (`sched_reserve`, `graph_reserve`).
@@ -154,13 +162,16 @@ fn backends(h: &Hparams, s: &Settings) -> Backends {
         .iter()
         .enumerate()
         .map(|(i, d)| Backend {
-            buft: Buft::Cuda(i as u8),
-            device: Some((i as u8, d.compute_capability)),
+            buft: weights::memory(i as u8, s),
+            device: Some(match d.api {
+                Api::Cuda { compute_capability } => Gpu::Cuda(i as u8, compute_capability),
+                Api::Vulkan { max_binding } => Gpu::Vulkan(max_binding),
+            }),
         })
         .collect();
     let host = match list.is_empty() {
         true => Buft::Cpu,
-        false => Buft::CudaHost,
+        false => pinned(s),
     };
     list.push(Backend {
         buft: host,
@@ -215,7 +226,7 @@ impl Compute {
             flash_attention = built.attention.iter().all(|(id, layer)| {
                 let at = placed.backend_of[*id as usize];
                 let home = match w.layers[*layer] {
-                    weights::Device::Gpu(i) => usize::from(i),
+                    weights::Device::Gpu(i, _) => usize::from(i),
                     weights::Device::Cpu => b.list.len() - 1,
                 };
                 at == Some(home)
@@ -360,7 +371,7 @@ fn output_buffer(h: &Hparams, s: &Settings, c: &Context, w: &Weights) -> Buffer 
         // pinned where the head's device has such memory
         buft: match w.output {
             weights::Device::Cpu => Buft::Cpu,
-            weights::Device::Gpu(_) => Buft::CudaHost,
+            weights::Device::Gpu(..) => pinned(s),
         },
         kind: Kind::Output,
         bytes: items.iter().map(|i| i.bytes).sum(),

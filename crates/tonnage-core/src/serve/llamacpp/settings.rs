@@ -25,11 +25,19 @@ pub enum Load {
     DryRun,
 }
 
+/// How a device is driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// 890 for compute capability 8.9.
+    Cuda { compute_capability: u32 },
+    /// `maxStorageBufferRange`: no tensor of a node may be larger.
+    Vulkan { max_binding: u64 },
+}
+
 /// A device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Device {
-    /// 890 for compute capability 8.9.
-    pub compute_capability: u32,
+    pub api: Api,
     /// Free memory in bytes: what several devices are weighed by without a tensor split.
     pub free_bytes: u64,
 }
@@ -37,7 +45,9 @@ pub struct Device {
 impl Default for Device {
     fn default() -> Device {
         Device {
-            compute_capability: 890,
+            api: Api::Cuda {
+                compute_capability: 890,
+            },
             free_bytes: 24 << 30,
         }
     }
@@ -76,11 +86,19 @@ pub struct Settings {
     pub type_v: GgmlType,
     /// Layers on devices (`-ngl`); 999: all.
     pub gpu_layers: u64,
-    /// CUDA devices; none: the CPU alone.
+    /// Devices, all of one kind; none: the CPU alone.
     pub devices: Vec<Device>,
     /// Proportions of the devices (`-ts`).
     pub tensor_split: Option<Vec<f32>>,
     pub load: Load,
+}
+
+impl Settings {
+    /// A build for Vulkan rather than CUDA.
+    pub fn vulkan(&self) -> bool {
+        let first = self.devices.first();
+        first.is_some_and(|d| matches!(d.api, Api::Vulkan { .. }))
+    }
 }
 
 impl Default for Settings {

@@ -2,9 +2,9 @@
 //! src/llama-arch.cpp for the operator that a tensor is used with; ggml-cpu/repack.cpp with AVX2).
 
 use super::error::Error;
-use super::ggml::{Buft, cuda, pad};
+use super::ggml::{Buft, cuda, pad, vulkan};
 use super::hparams::{Arch, Hparams};
-use super::settings::{Load, Settings};
+use super::settings::{Api, Load, Settings};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_model::readers::gguf::{Gguf, TensorInfo};
 use tonnage_units::GgmlType;
@@ -36,7 +36,8 @@ enum Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
     Cpu,
-    Gpu(u8),
+    /// With its memory.
+    Gpu(u8, Buft),
 }
 
 impl Device {
@@ -44,7 +45,7 @@ impl Device {
     pub fn memory(self) -> Buft {
         match self {
             Device::Cpu => Buft::Cpu,
-            Device::Gpu(i) => Buft::Cuda(i),
+            Device::Gpu(_, buft) => buft,
         }
     }
 }
@@ -88,7 +89,7 @@ impl Weights {
     pub fn get(&self, name: &str, near: Device) -> Option<Weight> {
         let (i, places) = self.by_name.get(name)?;
         let here = |b: &&Buft| match near {
-            Device::Gpu(n) => **b == Buft::Cuda(n),
+            Device::Gpu(_, buft) => **b == buft,
             Device::Cpu => !b.is_device(),
         };
         let buft = places.iter().find(here).or(places.first())?;
@@ -206,6 +207,14 @@ fn is_expert(name: &str) -> bool {
 /// Devices of the layers and of the output.
 fn devices(n: usize, s: &Settings) -> Result<(Vec<Device>, Device), Error> {
     let count = s.devices.len();
+    let vulkan = |d: &super::settings::Device| matches!(d.api, Api::Vulkan { .. });
+    if count > 64 || s.devices.iter().any(|d| vulkan(d) != s.vulkan()) {
+        let problem = "at most 64, and all of one kind".to_string();
+        return Err(Error::Setting {
+            field: "devices",
+            problem,
+        });
+    }
     let weights: Vec<f32> = match &s.tensor_split {
         Some(list) if list.iter().any(|x| *x != 0.0) => {
             let valid =
@@ -239,9 +248,17 @@ fn devices(n: usize, s: &Settings) -> Result<(Vec<Device>, Device), Error> {
         }
         let at = (il - first) as f32 / on_gpu as f32;
         let i = ends.partition_point(|e| *e <= at).min(count - 1);
-        Device::Gpu(i as u8)
+        Device::Gpu(i as u8, memory(i as u8, s))
     };
     Ok(((0..n).map(device).collect(), device(n)))
+}
+
+/// Memory of device `i`.
+pub fn memory(i: u8, s: &Settings) -> Buft {
+    match s.vulkan() {
+        true => Buft::Vulkan(i),
+        false => Buft::Cuda(i),
+    }
 }
 
 /// The part and the use of a tensor, by its name.
@@ -309,6 +326,20 @@ fn on_cuda(t: &TensorInfo, how: Use, h: &Hparams) -> bool {
     }
 }
 
+/// Whether a Vulkan device runs the use with this weight: the test has 512 rows, and nothing in it may be larger than a binding.
+fn on_vulkan(t: &TensorInfo, how: Use, max_binding: u64) -> bool {
+    let result = match how {
+        Use::MulMat | Use::MulMatId => 4 * 512 * t.ne[0].max(t.ne[1]),
+        Use::GetRows => 4 * 512 * t.ne[0],
+        _ => t.bytes,
+    };
+    let ty = match how {
+        Use::MulMat | Use::MulMatId | Use::GetRows => vulkan::matmul_type(t.ggml_type),
+        _ => matches!(t.ggml_type, GgmlType::F32 | GgmlType::F16),
+    };
+    ty && t.bytes.max(result) <= max_binding
+}
+
 /// Whether the CPU backend lays the weight out anew (AVX2).
 fn repacked(t: &TensorInfo, how: Use) -> bool {
     let dims = t.ne.iter().rposition(|n| *n > 1).map_or(1, |i| i + 1);
@@ -329,14 +360,19 @@ fn buft(t: &TensorInfo, how: Use, device: Device, h: &Hparams, s: &Settings) -> 
         Load::Mmap => Buft::CpuMapped,
         _ => Buft::Cpu,
     };
-    let cuda = !s.devices.is_empty() && on_cuda(t, how, h);
+    let gpu = match s.devices.first().map(|d| d.api) {
+        Some(Api::Cuda { .. }) => on_cuda(t, how, h),
+        Some(Api::Vulkan { max_binding }) => on_vulkan(t, how, max_binding),
+        None => false,
+    };
     match device {
-        Device::Gpu(i) if cuda => return Buft::Cuda(i),
+        Device::Gpu(_, memory) if gpu => return memory,
         _ => {}
     }
-    if cuda {
+    if gpu {
         return match s.load {
             Load::Mmap => Buft::CpuMapped,
+            _ if s.vulkan() => Buft::VulkanHost,
             _ => Buft::CudaHost,
         };
     }

@@ -93,7 +93,7 @@ impl Builder<'_> {
     /// Number of the backend of a device.
     fn backend(&self, d: Device) -> usize {
         match d {
-            Device::Gpu(i) => usize::from(i),
+            Device::Gpu(i, _) => usize::from(i),
             Device::Cpu => self.x.b.list.len() - 1,
         }
     }

@@ -100,7 +100,7 @@ pub fn attention_kernel(g: &Graph, node: &Tensor, cc: u32) -> Option<Kernel> {
 pub fn alloc_size(g: &Graph, id: Id, buft: Buft, cc: u32) -> u64 {
     let t = g.get(id);
     let mut size = t.bytes();
-    if !buft.is_device() {
+    if !matches!(buft, Buft::Cuda(_)) {
         return size;
     }
     if t.op == Op::FlashAttn {

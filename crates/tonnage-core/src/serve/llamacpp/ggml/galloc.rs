@@ -2,7 +2,7 @@
 
 use super::cuda::alloc_size;
 use super::graph::{Graph, Id, Op};
-use super::sched::{Backends, Placed};
+use super::sched::{Backends, Gpu, Placed};
 use super::{Buft, pad};
 
 /// A tensor that is held when a buffer is fullest.
@@ -173,7 +173,11 @@ pub fn plan(g: &Graph, placed: &Placed, b: &Backends) -> Vec<Plan> {
 impl Galloc<'_> {
     fn size(&self, id: Id, arena: usize) -> u64 {
         let x = self.b.list[arena];
-        alloc_size(self.g, id, x.buft, x.device.map_or(0, |d| d.1))
+        let cc = match x.device {
+            Some(Gpu::Cuda(_, cc)) => cc,
+            _ => 0,
+        };
+        alloc_size(self.g, id, x.buft, cc)
     }
 
     fn allocate(&mut self, id: Id, arena: usize) {

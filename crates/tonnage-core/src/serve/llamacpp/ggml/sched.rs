@@ -2,8 +2,9 @@
 //! `ggml_backend_sched_split_graph`; its passes keep their numbers here).
 
 use super::Buft;
-use super::cuda;
 use super::graph::{Graph, Id, Op, Tensor};
+use super::reorder::reorder;
+use super::{cuda, vulkan};
 use std::collections::HashMap;
 
 /// One backend: what it is and where it puts what it computes.
@@ -11,22 +12,33 @@ use std::collections::HashMap;
 pub struct Backend {
     /// Buffers of its compute tensors.
     pub buft: Buft,
-    /// Device number and compute capability (890 for 8.9); None: the CPU.
-    pub device: Option<(u8, u32)>,
+    /// None: the CPU.
+    pub device: Option<Gpu>,
+}
+
+/// What decides which nodes a device runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gpu {
+    /// Device number and compute capability (890 for 8.9).
+    Cuda(u8, u32),
+    /// Bytes that it binds at once.
+    Vulkan(u64),
 }
 
 impl Backend {
     /// Whether it reads memory of that kind.
     pub fn reads(&self, buft: Buft) -> bool {
         match self.device {
-            Some((i, _)) => buft == Buft::Cuda(i),
+            Some(_) => buft == self.buft,
             None => !buft.is_device(),
         }
     }
     /// Whether it runs the node (`ggml_backend_supports_op`).
     pub fn supports(&self, g: &Graph, id: Id) -> bool {
-        if let Some((i, cc)) = self.device {
-            return cuda::supports(g, id, i, cc);
+        match self.device {
+            Some(Gpu::Cuda(i, cc)) => return cuda::supports(g, id, i, cc),
+            Some(Gpu::Vulkan(most)) => return vulkan::supports(g, id, most),
+            None => {}
         }
         let t = g.get(id);
         if t.op == Op::None || t.op.is_view() {
@@ -54,14 +66,6 @@ pub struct Backends {
 impl Backends {
     fn cpu(&self) -> usize {
         self.list.len() - 1
-    }
-    /// Compute capability of the device behind a kind of memory; 0 for the host.
-    pub fn capability(&self, buft: Buft) -> u32 {
-        self.list
-            .iter()
-            .find(|b| b.buft == buft)
-            .and_then(|b| b.device)
-            .map_or(0, |d| d.1)
     }
 }
 
@@ -348,10 +352,16 @@ impl Sched<'_> {
     fn lay_out(mut self, splits: Vec<Split>, inputs: Vec<(Id, usize)>) -> Placed {
         let mut keeps: HashMap<Id, Vec<Id>> = HashMap::new();
         for s in &splits {
-            if self.b.list[s.backend].device.is_none() {
-                continue;
-            }
-            for (until, what) in cuda::fusion_keeps(self.g, s.start..s.end) {
+            let kept = match self.b.list[s.backend].device {
+                Some(Gpu::Cuda(..)) => cuda::fusion_keeps(self.g, s.start..s.end),
+                Some(Gpu::Vulkan(_)) => {
+                    let (order, kept) = reorder(self.g, &self.g.nodes[s.start..s.end]);
+                    self.g.nodes[s.start..s.end].copy_from_slice(&order);
+                    kept
+                }
+                None => continue,
+            };
+            for (until, what) in kept {
                 let list = keeps.entry(until).or_default();
                 for w in what {
                     if !list.contains(&w) {
