@@ -217,11 +217,10 @@ impl Reorder<'_> {
                 pull(self, k);
             }
         }
-        if matches!(self.op(rope), Op::Rope | Op::RmsNorm) {
-            if let Some((view, set_rows)) = self.stored(rope) {
-                pull(self, view);
-                pull(self, set_rows);
-            }
+        let stores = matches!(self.op(rope), Op::Rope | Op::RmsNorm);
+        if let Some((view, rows)) = self.stored(rope).filter(|_| stores) {
+            pull(self, view);
+            pull(self, rows);
         }
         let next = match (before, self.op(j)) {
             (Op::MulMatId, Op::AddId) => Some(Op::Mul),
@@ -249,13 +248,12 @@ impl Reorder<'_> {
                 continue;
             }
             let from = self.src(k, 0);
+            let stores = |v| self.op(k) == Op::SetRows && from == Some(self.nodes[v]);
             if view.is_none() && self.op(k) == Op::View && from == Some(self.nodes[of]) {
                 view = Some(k);
-            } else if let Some(v) = view {
-                if self.op(k) == Op::SetRows && from == Some(self.nodes[v]) {
-                    rows = Some(k);
-                    break;
-                }
+            } else if view.is_some_and(stores) {
+                rows = Some(k);
+                break;
             }
         }
         let (view, rows) = (view?, rows?);
