@@ -14,6 +14,7 @@ pub mod spec;
 pub mod train;
 pub mod validate;
 pub mod verdict;
+pub mod verified;
 
 pub use doc::Diagnostic;
 pub use error::CoreError;

@@ -5,6 +5,7 @@ use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::{self, Built, Head};
 use tonnage_model::describe::{self, Description};
 use tonnage_model::{Attention, Loss, ModelError, Stack};
+use tonnage_sim::checkpoint::Checkpointing;
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -121,7 +122,7 @@ pub struct Spec {
     /// `zero_grad()` stands between forward and backward (plain loop): old gradients live through the forward pass.
     pub zero_grad_late: bool,
     pub hold: Hold,
-    pub checkpoint: bool,
+    pub checkpoint: Option<Checkpointing>,
     pub driver: Loop,
     pub optimizer: String,
     pub lora: Option<LoraOptions>,

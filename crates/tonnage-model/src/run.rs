@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use tonnage_sim::OpId;
+use tonnage_sim::checkpoint::Checkpointing;
 use tonnage_sim::ops;
 use tonnage_sim::timeline::Category;
 use tonnage_sim::{Cx, ScalarType, Tensor};
@@ -27,6 +28,12 @@ pub enum Loss {
     Library,
     /// Liger's fused linear cross entropy (only the loss is replaced, no other Liger kernel).
     Liger,
+    /// Logits and cross entropy by chunks of the sequence (torchtune's `CEWithChunkedOutputLoss`).
+    Chunked { chunks: u32 },
+    /// Apple's cut cross entropy: no logits at all.
+    Cut,
+    /// Unsloth's fused loss; written from its source, no recorded run.
+    Unsloth,
 }
 
 /// The choices that a forward pass depends on.
@@ -36,8 +43,8 @@ pub struct RunOptions {
     pub attention: Attention,
     pub training: bool,
     pub use_cache: bool,
-    /// Layer-wise non-reentrant checkpointing.
-    pub checkpoint: bool,
+    /// Layer-wise checkpointing.
+    pub checkpoint: Option<Checkpointing>,
     pub loss: Loss,
     pub stack: Stack,
 }
@@ -111,6 +118,7 @@ impl Run {
     /// An empty device holding nothing of `net` yet.
     pub fn new(cx: &Cx, net: Net, options: RunOptions) -> Run {
         let (np, nm) = (net.params.len(), net.modules.len());
+        cx.set_recompute(options.checkpoint.unwrap_or_default().how);
         Run {
             cx: cx.clone(),
             net,
@@ -126,6 +134,13 @@ impl Run {
             decoding: Cell::new(false),
             cache: RefCell::default(),
         }
+    }
+
+    /// Is layer `i` of the model checkpointed?
+    #[inline]
+    pub fn checkpoints(&self, i: usize) -> bool {
+        let every = |c: Checkpointing| i.is_multiple_of(c.every.max(1) as usize);
+        self.training && self.options.checkpoint.is_some_and(every)
     }
 
     /// `model.to("cuda")`: children first, then own parameters, then buffers; parameters want gradients.

@@ -1,7 +1,7 @@
 //! Where a simulation happens: event list, owner, grad mode, autocast, workspaces, recomputation.
 
 use crate::autocast::Autocast;
-use crate::checkpoint::Hooks;
+use crate::checkpoint::{Hooks, Recompute};
 use crate::ops::op::OpId;
 use crate::shape::Shape;
 use crate::tensor::{GHOST, Storage, Tensor};
@@ -61,6 +61,7 @@ pub struct CxInner {
     pub(crate) device: DeviceModel,
     pub(crate) autocast: RefCell<Autocast>,
     pub(crate) hooks: RefCell<Vec<Hooks>>,
+    pub(crate) recompute: Cell<Recompute>,
 }
 
 impl CxInner {
@@ -92,6 +93,7 @@ impl Cx {
             device,
             autocast: RefCell::default(),
             hooks: RefCell::default(),
+            recompute: Cell::default(),
         }))
     }
 

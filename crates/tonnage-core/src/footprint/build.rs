@@ -3,7 +3,7 @@
 use super::analysis::{Analysis, analyse};
 use super::classify::{Component, Modules, component, pattern};
 use super::*;
-use crate::doc::Value;
+use crate::doc::{Diagnostic, Value};
 use crate::error::CoreError;
 use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain};
 use crate::train::{Simulated, simulate};
@@ -293,8 +293,18 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
         verdicts: Vec::new(),
         advice: Vec::new(),
         unsupported: job.unsupported.clone(),
-        notes: job.notes.clone(),
+        notes: notes(job, here),
     }
+}
+
+/// The reader's remarks, then what no recorded run shows.
+fn notes(job: &Job, here: &Device) -> Vec<Diagnostic> {
+    let mut notes = job.notes.clone();
+    if let Ok(spec) = job.spec(&here.gpu) {
+        let said = crate::verified::unverified(&spec);
+        notes.extend(said.into_iter().map(|m| Diagnostic::note("unverified", m)));
+    }
+    notes
 }
 
 /// What a quantiser leaves as it is: module patterns, each once, in order.

@@ -128,6 +128,17 @@ impl Job {
             );
         }
         let train = self.word("work.kind") == "train";
+        if self.word("train.activation_checkpointing") == "selective"
+            && self.flag("train.checkpoint_reentrant")
+        {
+            say(
+                "train.checkpoint_reentrant",
+                "contradiction",
+                "reentrant checkpointing keeps nothing but the inputs: it cannot be selective"
+                    .into(),
+                "drop `checkpoint_reentrant`, or say `activation_checkpointing = \"full\"`",
+            );
+        }
         if self.word("work.kind") == "generate" && !has("work.new_tokens") {
             say(
                 "work.kind",

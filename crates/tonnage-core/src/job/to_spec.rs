@@ -9,6 +9,7 @@ use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
 use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Loss, Stack};
+use tonnage_sim::checkpoint::{Checkpointing, Recompute};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_units::ScalarType;
@@ -124,6 +125,26 @@ impl Job {
         }
     }
 
+    /// Which layers are checkpointed, and how. Where nobody says, `gradient_checkpointing_enable()` decides: reentrant in
+    /// transformers 4, not in 5 (modeling_utils.py).
+    fn checkpointing(&self) -> Option<Checkpointing> {
+        let word = self.word("train.activation_checkpointing");
+        let reentrant = match self.given("train.checkpoint_reentrant") {
+            Some(_) => self.flag("train.checkpoint_reentrant"),
+            None => !self.stack().transformers_5(),
+        };
+        let how = match word.as_str() {
+            "selective" => Recompute::Selective,
+            "full" if reentrant => Recompute::Reentrant,
+            "full" => Recompute::NonReentrant,
+            _ => return None,
+        };
+        Some(Checkpointing {
+            every: self.count("train.checkpoint_every").unwrap_or(1) as u32,
+            how,
+        })
+    }
+
     /// The job on this card.
     ///
     /// # Errors
@@ -178,10 +199,14 @@ impl Job {
                 "fp16" => Some(ScalarType::F16),
                 _ => None,
             },
-            loss: if self.word("train.loss") == "fused" {
-                Loss::Liger
-            } else {
-                Loss::Library
+            loss: match self.word("train.loss").as_str() {
+                "fused" => Loss::Liger,
+                "cut" => Loss::Cut,
+                "unsloth" => Loss::Unsloth,
+                "chunked" => Loss::Chunked {
+                    chunks: self.count("train.loss_chunks").unwrap_or(8) as u32,
+                },
+                _ => Loss::Library,
             },
             attention: match self.word("train.attention").as_str() {
                 "eager" => Attention::Eager,
@@ -202,7 +227,7 @@ impl Job {
             } else {
                 Hold::Loss
             },
-            checkpoint: self.word("train.activation_checkpointing") == "full",
+            checkpoint: self.checkpointing(),
             driver: if self.word("train.loop") == "trainer" {
                 Loop::Trainer
             } else {

@@ -7,6 +7,7 @@ use tonnage_model::Run;
 use tonnage_model::adapt::lora::Base;
 use tonnage_model::adapt::{Quant, freeze, kbit, lora, quant, target};
 use tonnage_sim::Cx;
+use tonnage_sim::checkpoint::Recompute;
 use tonnage_sim::timeline::Phase;
 
 /// A tensor's block: bytes rounded up to 512.
@@ -50,8 +51,14 @@ pub fn load(spec: &Spec, cx: &Cx, run: &mut Run) -> Result<u64, CoreError> {
 /// transformers 5; before, where the script asks for it (k-bit preparation does not if checkpointing is not reentrant, and the
 /// Trainer does not).
 fn require_input_grads(spec: &Spec, run: &mut Run) {
-    let asked = spec.lora.is_some() && spec.quant.is_none() && spec.driver == Loop::Plain;
-    if spec.checkpoint
+    let reentrant = spec
+        .checkpoint
+        .is_some_and(|c| c.how == Recompute::Reentrant);
+    let asked = match spec.quant {
+        Some(_) => spec.lora.is_some() && spec.kbit_prepare && reentrant,
+        None => spec.lora.is_some() && spec.driver == Loop::Plain,
+    };
+    if spec.checkpoint.is_some()
         && spec.work == Work::Train
         && (asked || spec.stack.checkpointing_requires_input_grads())
     {

@@ -9,12 +9,13 @@ mod trainer;
 
 use crate::error::CoreError;
 use crate::infer;
-use crate::spec::{Loading, Loop, Spec, Work};
+use crate::spec::{Loading, Loop, Mask, Precision, Spec, Work};
 use std::rc::Rc;
 use tonnage_model::adapt::{Quant, quant};
 use tonnage_model::net::{Net, ParamSpec};
-use tonnage_model::{Loss, Run, RunOptions};
+use tonnage_model::{Attention, Loss, Run, RunOptions};
 use tonnage_sim::OpId;
+use tonnage_sim::checkpoint::Recompute;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
 use tonnage_sim::{Cx, ScalarType};
@@ -40,18 +41,64 @@ const FUSED_LOSS: &[&str] = &[
     "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "mixtral",
 ];
 
+/// Architectures whose attention goes through the library's interface for flash-attn here.
+const FLASH_ATTENTION_2: [&str; 10] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt_neox",
+    "mixtral",
+    "bert",
+    "roberta",
+    "distilbert",
+    "vit",
+];
+
+/// Refuses what this engine would silently take for something else.
+fn supported(spec: &Spec) -> Result<(), CoreError> {
+    let no = |what: &str| {
+        let with = format!("{what} with model_type `{}`", spec.model_type);
+        Err(CoreError::Unsupported(with))
+    };
+    let model = spec.model_type.as_str();
+    if spec.loss != Loss::Library && !FUSED_LOSS.contains(&model) {
+        return no("the fused loss");
+    }
+    if model == "gemma2" && !matches!(spec.loss, Loss::Library | Loss::Liger) {
+        return no("this loss (it does not cap the logits)");
+    }
+    if spec.loss == Loss::Cut && !matches!(spec.precision, Precision::Pure(_)) {
+        return no("cut cross entropy of 32-bit hidden states (it takes 16-bit ones)");
+    }
+    let reentrant = spec
+        .checkpoint
+        .is_some_and(|c| c.how == Recompute::Reentrant);
+    if reentrant && matches!(model, "t5" | "whisper") {
+        // a layer's biases and the encoder's states are arguments of the reentrant function, with gradients of their own
+        return no("reentrant checkpointing");
+    }
+    if spec.attention == Attention::FlashAttention2 {
+        if !FLASH_ATTENTION_2.contains(&model) {
+            return no("flash_attention_2");
+        }
+        if spec.precision == Precision::Fp32 {
+            return no("flash_attention_2 in fp32 (it takes 16-bit tensors)");
+        }
+        if spec.mask == Mask::Padding {
+            return no("flash_attention_2 of padded batches");
+        }
+    }
+    Ok(())
+}
+
 /// Runs `spec`.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     let built = spec.model()?;
     if let Some(layout) = built.arch.layout() {
         described::check(spec, layout, &built.net)?;
     }
-    if spec.loss != Loss::Library && !FUSED_LOSS.contains(&spec.model_type.as_str()) {
-        return Err(CoreError::Unsupported(format!(
-            "the fused loss with model_type `{}`",
-            spec.model_type
-        )));
-    }
+    supported(spec)?;
     let cx = Cx::new(
         DeviceModel {
             kernel: spec.device,

@@ -39,7 +39,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             let new = out.loss.take();
             // `out, loss = ...`: the old output goes first, then the old loss
             drop(std::mem::replace(&mut held, out));
-            drop(std::mem::replace(&mut loss, new));
+            if let Some(old) = std::mem::replace(&mut loss, new) {
+                old.forget();
+            }
             if spec.accumulation > 1
                 && let Some(l) = &loss
             {

@@ -10,6 +10,7 @@ use tonnage_model::arch::Head;
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Loss, Stack};
 use tonnage_sim::alloc::{AllocatorConfig, CachingAllocator, Peaks, replay};
+use tonnage_sim::checkpoint::{Checkpointing, Recompute};
 use tonnage_sim::context::Accumulate;
 use tonnage_sim::kernels::KernelDevice;
 use tonnage_sim::timeline::Timeline;
@@ -123,6 +124,23 @@ fn quant(c: &Value) -> Result<Option<Quant>, CoreError> {
     })
 }
 
+/// A record's `ckpt`: true (every layer, not reentrant), or `{every, reentrant, selective}`.
+fn checkpointing(c: &Value) -> Option<Checkpointing> {
+    let v = c.get("ckpt")?;
+    let flag = |k: &str| v.get(k).and_then(|f| f.as_bool()).unwrap_or(false);
+    let how = if flag("reentrant") {
+        Recompute::Reentrant
+    } else if flag("selective") {
+        Recompute::Selective
+    } else {
+        Recompute::NonReentrant
+    };
+    (v.is_object() || v.as_bool() == Some(true)).then_some(Checkpointing {
+        every: number(v, "every").unwrap_or(1) as u32,
+        how,
+    })
+}
+
 /// The recording script replaces instances of `nn.Linear` itself that are not called `lm_head`: so the head of
 /// GPT-NeoX is packed in transformers 4 (`embed_out`), and none of Falcon's layers, which are of a class of their own.
 fn quant_scope(family: &str) -> QuantScope {
@@ -193,7 +211,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
             .and_then(|v| v.as_f64())
             .or((driver == Loop::Trainer).then_some(1.0))
             .filter(|v| *v > 0.0),
-        zero_grad_late: false,
+        zero_grad_late: text(c, "zero_grad") == Some("before_backward"),
         set_to_none: c
             .get("set_to_none")
             .and_then(|v| v.as_bool())
@@ -203,7 +221,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         } else {
             Hold::Loss
         },
-        checkpoint: c.get("ckpt").and_then(|v| v.as_bool()).unwrap_or(false),
+        checkpoint: checkpointing(c),
         driver,
         optimizer: text(c, "optim").unwrap_or("adamw_foreach").to_string(),
         lora,
@@ -228,6 +246,10 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
         loss: match text(c, "loss") {
             None => Loss::Library,
             Some("liger") => Loss::Liger,
+            Some("cut") => Loss::Cut,
+            Some("chunked") => Loss::Chunked {
+                chunks: number(c, "loss_chunks").unwrap_or(8) as u32,
+            },
             Some(l) => return Err(invalid("config.loss", format!("unknown loss `{l}`"))),
         },
         loading: if text(c, "load") == Some("warmup") {

@@ -242,8 +242,8 @@ impl Arch for Agi2 {
             self.positions_drop.forward(m, &sum)
         };
         x = self.drop.forward(m, &x);
-        for blk in &self.blocks {
-            x = if m.options.checkpoint && m.training {
+        for (i, blk) in self.blocks.iter().enumerate() {
+            x = if m.checkpoints(i) {
                 let (blk, m2, mask) = (blk.clone(), m.clone(), mask.clone());
                 cx.checkpoint(vec![x], move |_, t| blk.forward(&m2, &t[0], &mask))
             } else {

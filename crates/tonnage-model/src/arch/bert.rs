@@ -205,8 +205,8 @@ impl Base {
             let mask = common::mask::bidirectional(m, batch.attention_mask.as_ref());
             let h = m.within(self.encoder, || {
                 let mut x = emb.clone();
-                for l in &self.layers {
-                    x = if m.options.checkpoint && m.training {
+                for (i, l) in self.layers.iter().enumerate() {
+                    x = if m.checkpoints(i) {
                         let (l, m2, mask) = (l.clone(), m.clone(), mask.clone());
                         m.cx.checkpoint(vec![x], move |_, t| l.forward(&m2, &t[0], mask.as_ref()))
                     } else {

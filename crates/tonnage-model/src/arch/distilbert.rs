@@ -259,8 +259,8 @@ impl Arch for DistilBert {
             let mask = common::mask::bidirectional(m, batch.attention_mask.as_ref());
             m.within(self.transformer, || {
                 let mut x = emb.clone();
-                for l in &self.blocks {
-                    x = if m.options.checkpoint && m.training {
+                for (i, l) in self.blocks.iter().enumerate() {
+                    x = if m.checkpoints(i) {
                         let (l, m2, mask) = (l.clone(), m.clone(), mask.clone());
                         cx.checkpoint(vec![x], move |_, t| l.forward(&m2, &t[0], mask.as_ref()))
                     } else {

@@ -537,8 +537,8 @@ impl Arch for Falcon {
                 cos: cos.clone(),
             };
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2, shared) = (l.clone(), m.clone(), shared());
                     cx.checkpoint(vec![x], move |_, t| {
                         let shared = &shared;

@@ -344,9 +344,9 @@ impl Arch for Gemma2 {
                 // by a number on the host
                 ops::mul_scalar(cx, &emb)
             };
-            for l in &self.layers {
+            for (layer, l) in self.layers.iter().enumerate() {
                 let mask = masks[usize::from(l.sliding)].clone();
-                x = if m.options.checkpoint && m.training {
+                x = if m.checkpoints(layer) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask, sin.clone(), cos.clone(), pos.clone());
                     cx.checkpoint(vec![x], move |_, t| {

@@ -374,11 +374,11 @@ impl Arch for Gemma3 {
                 })
             });
             let mut x = emb.clone();
-            for l in &self.layers {
+            for (layer, l) in self.layers.iter().enumerate() {
                 let i = usize::from(l.sliding);
                 let mask = masks[i].clone();
                 let (cos, sin) = tables[i].clone().expect("made for every layer that occurs");
-                x = if m.options.checkpoint && m.training {
+                x = if m.checkpoints(layer) {
                     let (l, m2) = (l.clone(), m.clone());
                     // 4.57 hands both pairs of tables to every layer
                     let other = (!five).then(|| tables[1 - i].clone());

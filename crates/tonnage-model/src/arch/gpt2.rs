@@ -175,7 +175,8 @@ fn block(b: &mut NetBuilder, name: &str, c: &Config, stack: &Stack) -> Block {
 }
 
 impl Block {
-    fn attention(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    /// The output, and in eager attention the probabilities, which the block's frame keeps to its end.
+    fn attention(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> (Tensor, Option<Tensor>) {
         let cx = &m.cx;
         let (b, s, d) = (x.size(0), x.size(1), x.size(2));
         let shape = Shape::new(&[b, s, self.heads, d / self.heads]);
@@ -188,8 +189,9 @@ impl Block {
         drop(parts);
         let (k, v) = m.cached(self.attn_id, None, k, v);
         if m.options.attention == Attention::Eager {
-            let o = self.eager(m, &q, &k, &v, mask);
-            return self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
+            let (o, w) = self.eager(m, &q, &k, &v, mask);
+            let o = self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
+            return (o, Some(w));
         }
         let dropout = if m.training { self.attn_pdrop } else { 0.0 };
         let args = SdpaArgs {
@@ -201,7 +203,8 @@ impl Block {
         };
         let mut o = ops::sdpa(cx, &q, &k, &v, &args);
         o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
-        self.project(m, o, Shape::new(&[b, s, d]), (q, k, v))
+        let o = self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
+        (o, None)
     }
 
     /// The end of GPT2Attention.forward, and its locals in the order in which they die.
@@ -222,7 +225,14 @@ impl Block {
     }
 
     /// `eager_attention_forward` of either version; 4.57 masks with the module's own `bias` buffer.
-    fn eager(&self, m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn eager(
+        &self,
+        m: &Run,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> (Tensor, Tensor) {
         let cx = &m.cx;
         let scalar = |dtype| cx.empty(OpId::FULL, Shape::new(&[]), dtype);
         let mut fill = None;
@@ -253,8 +263,7 @@ impl Block {
         let o = ops::matmul(cx, &w, v);
         // `mask_value` is a local to the end of the function
         drop(fill);
-        drop(w);
-        ops::transpose(cx, &o, 1, 2)
+        (ops::transpose(cx, &o, 1, 2), w)
     }
 
     fn mlp(&self, m: &Run, x: &Tensor) -> Tensor {
@@ -270,7 +279,7 @@ impl Block {
     fn forward(&self, m: &Run, x: &Tensor, mask: Option<&Tensor>) -> Tensor {
         m.within(self.id, || {
             let h = self.ln_1.forward(m, x);
-            let a = m.within(self.attn_id, || self.attention(m, &h, mask));
+            let (a, w) = m.within(self.attn_id, || self.attention(m, &h, mask));
             let x2 = ops::add(&m.cx, &a, x);
             drop(h);
             let h = self.ln_2.forward(m, &x2);
@@ -279,6 +288,7 @@ impl Block {
             drop(h);
             drop(x2);
             drop(a);
+            drop(w);
             drop(f);
             y
         })
@@ -304,12 +314,23 @@ impl Arch for Gpt2 {
             let mut x = ops::add(cx, &emb, &pe);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             x = self.drop.forward(m, &x);
-            for blk in &self.blocks {
-                x = if m.options.checkpoint && m.training {
-                    let (blk, m2, mask, pos) = (blk.clone(), m.clone(), mask.clone(), pos.clone());
-                    cx.checkpoint(vec![x], move |_, t| {
-                        let _kwargs = &pos;
-                        blk.forward(&m2, &t[0], mask.as_ref())
+            for (i, blk) in self.blocks.iter().enumerate() {
+                x = if m.checkpoints(i) {
+                    let (blk, m2) = (blk.clone(), m.clone());
+                    // positional arguments; positions are a keyword in 5.17
+                    // (case `gpt2-tiny-trainer-amp_bf16-ckpt-reentrant-tf4.57.6`)
+                    let mut inputs = vec![x];
+                    let mut kwarg = None;
+                    if m.options.stack.transformers_5() {
+                        kwarg = Some(pos.clone());
+                    } else {
+                        inputs.push(pos.clone());
+                    }
+                    let masked = mask.is_some();
+                    inputs.extend(mask.clone());
+                    cx.checkpoint(inputs, move |_, t| {
+                        let _kwargs = &kwarg;
+                        blk.forward(&m2, &t[0], t.last().filter(|_| masked))
                     })
                 } else {
                     blk.forward(m, &x, mask.as_ref())

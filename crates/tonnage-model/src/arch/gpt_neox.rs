@@ -302,8 +302,8 @@ impl Arch for GptNeox {
             let (cos, sin) = m.within(self.rotary, || {
                 common::rope::tables_for(m, pos.size(0), s, self.rotary_dim, x.dtype)
             });
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask.clone(), pos.clone(), sin.clone(), cos.clone());
                     cx.checkpoint(vec![x], move |_, t| {

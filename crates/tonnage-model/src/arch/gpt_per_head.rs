@@ -251,8 +251,8 @@ impl Arch for Gpt {
             self.positions.forward(m, &range)
         };
         let mut x = ops::add(cx, &tok, &pos);
-        for blk in &self.blocks {
-            x = if m.options.checkpoint && m.training {
+        for (i, blk) in self.blocks.iter().enumerate() {
+            x = if m.checkpoints(i) {
                 let (blk, m2) = (blk.clone(), m.clone());
                 cx.checkpoint(vec![x], move |_, a| blk.forward(&m2, &a[0]))
             } else {

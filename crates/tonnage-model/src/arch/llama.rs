@@ -331,8 +331,8 @@ impl Arch for Llama {
                 common::rope::tables_for(m, pos.size(0), s, self.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     // in the order in which the keyword arguments die
                     let kwargs = (mask.clone(), sin.clone(), cos.clone(), pos.clone());

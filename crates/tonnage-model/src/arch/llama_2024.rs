@@ -280,11 +280,10 @@ impl Arch for Llama {
             // _prepare_4d_causal_attention_mask_for_sdpa: none where is_causal does
             None
         };
-        let checkpointed = m.options.checkpoint && m.training;
         let mut cache = vec![];
         let mut x = emb.clone();
-        for l in &self.layers {
-            x = if checkpointed {
+        for (i, l) in self.layers.iter().enumerate() {
+            x = if m.checkpoints(i) {
                 let (l, m2) = (l.clone(), m.clone());
                 let kwargs = (mask.clone(), positions.clone());
                 cx.checkpoint(vec![x], move |_, t| {

@@ -368,8 +368,8 @@ impl Arch for Mixtral {
                 common::rope::tables_for(m, pos.size(0), s, self.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     // the keyword arguments in the order in which they die
                     let first = five.then(|| mask.clone()).flatten();

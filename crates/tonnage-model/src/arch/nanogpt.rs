@@ -186,8 +186,8 @@ impl Arch for NanoGpt {
             drop(pe);
             self.drop.forward(m, &sum)
         };
-        for blk in &self.blocks {
-            x = if m.options.checkpoint && m.training {
+        for (i, blk) in self.blocks.iter().enumerate() {
+            x = if m.checkpoints(i) {
                 let (blk, m2) = (blk.clone(), m.clone());
                 cx.checkpoint(vec![x], move |_, t| blk.forward(&m2, &t[0]))
             } else {

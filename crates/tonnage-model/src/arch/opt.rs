@@ -322,8 +322,8 @@ impl Arch for Opt {
                 emb = project.forward(m, &emb);
             }
             let mut x = ops::add(cx, &emb, &places);
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (layer, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(layer) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask.clone(), pos.clone(), cache_position.clone());
                     cx.checkpoint(vec![x], move |_, t| {

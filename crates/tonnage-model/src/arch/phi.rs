@@ -322,8 +322,8 @@ impl Arch for Phi {
                 common::rope::tables(m, s, self.rotary_dim, emb.dtype)
             });
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (layer, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(layer) {
                     let (l, m2) = (l.clone(), m.clone());
                     // in the order in which the keyword arguments die
                     let kwargs = (mask.clone(), pos.clone(), sin.clone(), cos.clone());

@@ -318,8 +318,8 @@ impl Arch for Phi3 {
                 common::rope::tables(m, s, self.rotary_dim, emb.dtype)
             });
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     // in the order in which the keyword arguments die
                     let kwargs = (mask.clone(), pos.clone(), sin.clone(), cos.clone());

@@ -418,8 +418,10 @@ impl Side {
         };
         let mut x = self.dropout.forward(m, &emb);
         let mut biases = Biases::default();
-        for block in &self.blocks {
-            let (y, new) = if m.options.checkpoint && m.training {
+        // layers are counted through the whole model
+        let before = encoder.map_or(0, |_| t5.encoder.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (y, new) = if m.checkpoints(before + i) {
                 self.checkpointed(m, block, x.clone(), &context, &biases)
             } else {
                 block.forward(m, &x, &context, &biases)
@@ -498,11 +500,10 @@ impl Arch for T5 {
         let labels = batch.labels.as_ref();
         let decoder_ids = labels.map(|l| common::loss::shift_right(m, l));
         let start = decoder_ids.as_ref().unwrap_or(ids);
-        let cache = m
-            .options
-            .stack
-            .transformers_5()
-            .then(|| Rc::new(Cache::default()));
+        // checkpointing anywhere switches the cache off (case `t5-tiny-plain-bf16-ckpt-every2`)
+        let checkpointing = m.training && m.options.checkpoint.is_some();
+        let cached = m.options.stack.transformers_5() && !checkpointing;
+        let cache = cached.then(|| Rc::new(Cache::default()));
         let decoded = m.within(self.decoder.id, || {
             self.decoder
                 .forward(self, m, start, mask, Some(&encoded), cache.clone())

@@ -395,8 +395,8 @@ impl Arch for Vit {
             let emb = m.within(self.embeddings, || self.embed(m, &pixels));
             let mut x = emb.clone();
             m.within(self.encoder, || {
-                for l in &self.layers {
-                    x = if m.options.checkpoint && m.training {
+                for (i, l) in self.layers.iter().enumerate() {
+                    x = if m.checkpoints(i) {
                         let (l, m2) = (l.clone(), m.clone());
                         cx.checkpoint(vec![x.clone()], move |_, t| l.forward(&m2, &t[0]))
                     } else {

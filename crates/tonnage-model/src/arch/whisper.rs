@@ -381,8 +381,10 @@ impl Whisper {
         encoded: Option<&Tensor>,
         mask: Option<&Tensor>,
     ) -> Tensor {
-        for l in layers {
-            x = if m.options.checkpoint && m.training {
+        // layers are counted through the whole model
+        let before = encoded.map_or(0, |_| self.encoder_layers.len());
+        for (i, l) in layers.iter().enumerate() {
+            x = if m.checkpoints(before + i) {
                 let (l, m2) = (l.clone(), m.clone());
                 // a tuple of arguments goes last to first
                 let kept = (encoded.cloned(), mask.cloned());

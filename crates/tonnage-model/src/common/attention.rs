@@ -35,6 +35,9 @@ pub fn attend_with_weights(
         let (o, w) = eager(m, q, k, v, mask, p, None);
         return (o, Some(w));
     }
+    if m.options.attention == Attention::FlashAttention2 {
+        return (flash(m, q, k, v, p), None);
+    }
     let gqa = groups > 1 && mask.is_none();
     let repeated = (groups > 1 && !gqa).then(|| {
         let k2 = ops::repeat_kv(cx, k, groups);
@@ -54,6 +57,23 @@ pub fn attend_with_weights(
     drop(repeated);
     drop(o);
     (o2, None)
+}
+
+/// `flash_attention_forward` without padding (transformers 5.17, src/transformers/integrations/flash_attention.py and
+/// modeling_flash_attention_utils.py): positions before heads; fp32 inputs are cast to autocast's type. No recorded run has it.
+fn flash(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
+    let cx = &m.cx;
+    let low = |x: &Tensor| {
+        let t = ops::transpose(cx, x, 1, 2);
+        match cx.autocast_dtype() {
+            Some(d) if t.dtype == ScalarType::F32 => ops::to_dtype(cx, &t, d),
+            _ => t,
+        }
+    };
+    let (q, k, v) = (low(q), low(k), low(v));
+    let o = ops::flash_attention_2(cx, &q, &k, &v, dropout);
+    drop((q, k, v));
+    ops::contiguous(cx, &o)
 }
 
 /// `eager_attention_forward`: scores, scaling, soft capping by `cap`, mask, fp32 softmax, dropout, context; the context and the

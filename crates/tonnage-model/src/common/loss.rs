@@ -37,9 +37,21 @@ pub fn head_cap_and_loss(
     labels: Option<&Tensor>,
     cap: bool,
 ) -> (Option<Tensor>, Option<Tensor>) {
-    if let (Loss::Liger, true, Some(labels)) = (m.options.loss, m.training, labels) {
-        let w = m.weight(m.net.module(head.0).params[0].1).clone();
-        return (None, Some(super::liger::causal_lm(m, hidden, &w, labels)));
+    if let (true, Some(labels)) = (m.training, labels) {
+        let weight = || m.weight(m.net.module(head.0).params[0].1).clone();
+        let loss = match m.options.loss {
+            Loss::Library => None,
+            Loss::Liger => Some(super::liger::causal_lm(m, hidden, &weight(), labels)),
+            Loss::Cut => Some(super::cut::causal_lm(m, hidden, &weight(), labels)),
+            Loss::Unsloth => Some(super::unsloth::causal_lm(m, hidden, &weight(), labels)),
+            Loss::Chunked { chunks } => {
+                let n = u64::from(chunks).max(1);
+                Some(super::chunked::causal_lm(m, head, hidden, labels, n))
+            }
+        };
+        if loss.is_some() {
+            return (None, loss);
+        }
     }
     let mut logits = head.forward(m, hidden);
     if cap {

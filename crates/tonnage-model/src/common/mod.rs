@@ -2,6 +2,8 @@
 
 pub mod activation;
 pub mod attention;
+pub mod chunked;
+pub mod cut;
 pub mod experts;
 pub mod image;
 pub mod liger;
@@ -10,3 +12,4 @@ pub mod mask;
 pub mod mask_4d;
 pub mod mha;
 pub mod rope;
+pub mod unsloth;

@@ -237,8 +237,8 @@ impl Plan {
     /// The stack of layers, the frame of its own locals.
     fn layers(&self, m: &Rc<Run>, mut x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let shared = self.shared(m, &x, mask);
-        for l in &self.layers {
-            x = if m.options.checkpoint && m.training {
+        for (i, l) in self.layers.iter().enumerate() {
+            x = if m.checkpoints(i) {
                 let (l, m2, shared) = (l.clone(), m.clone(), shared.clone());
                 m.cx.checkpoint(vec![x], move |_, t| {
                     let shared = &shared;

@@ -38,7 +38,7 @@ impl Attention {
     }
 
     /// Into how many parts the flash kernel splits the keys of one query block.
-    fn flash_splits(&self, dev: &KernelDevice, heads: u64, q_len: u64) -> u64 {
+    pub(crate) fn flash_splits(&self, dev: &KernelDevice, heads: u64, q_len: u64) -> u64 {
         if self.dropout {
             return 1;
         }
@@ -67,7 +67,7 @@ impl Attention {
     }
 
     /// `head_dim` as flash stores it in fp32 accumulators.
-    fn flash_rounded_dim(&self) -> u64 {
+    pub(crate) fn flash_rounded_dim(&self) -> u64 {
         match self.head_dim {
             0..=128 => self.head_dim.next_multiple_of(32),
             129..=192 => 192,

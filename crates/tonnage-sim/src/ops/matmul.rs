@@ -1,7 +1,7 @@
 //! Matrix products (torch 2.11, aten/src/ATen/native/LinearAlgebra.cpp, Linear.cpp, cuda/Blas.cpp; derivatives.yaml).
 
 use crate::autograd::{Grads, Meta, Saved};
-use crate::context::{Accumulate, Cx};
+use crate::context::Cx;
 use crate::ops::op::OpId;
 use crate::ops::pointwise::{add, add_};
 use crate::ops::view::reshape_raw;
@@ -66,6 +66,11 @@ fn batch_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
 
 /// A product into a new contiguous result: result, copies of the operands (the second first, as a row-major result swaps them), workspaces.
 fn product(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> Tensor {
+    let mut results = cx.kept(op, || smallvec![kernel(cx, op, shape, a, b, lt)]);
+    results.pop().expect("a product has a result")
+}
+
+fn kernel(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> Tensor {
     let y = cx.empty(op, shape, a.dtype);
     let copy = if shape.ndim() == 2 {
         matrix_copy
@@ -229,7 +234,7 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor 
         Some(b) => {
             // matmul, then `output.add_(bias)`; a dispatch mode makes every tensor "subclass-like", which gets `add`
             let y = unbiased(cx, &x, &w);
-            if cx.0.accumulate == Accumulate::OutOfPlace {
+            if cx.dispatch_mode() {
                 add(cx, &y, b)
             } else {
                 add_(cx, y, b)

@@ -44,7 +44,7 @@ fn spec(r: &Value) -> Result<Spec, Why> {
         zero_grad_late: false,
         set_to_none: true,
         hold: Hold::Loss,
-        checkpoint: false,
+        checkpoint: None,
         driver: Loop::Plain,
         optimizer: optimizer.into(),
         lora: None,

@@ -120,7 +120,7 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
         attention: Attention::Sdpa,
         training: true,
         use_cache: false,
-        checkpoint: false,
+        checkpoint: None,
         loss: tonnage_model::Loss::default(),
         stack,
     };

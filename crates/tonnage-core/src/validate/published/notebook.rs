@@ -11,6 +11,7 @@ use tonnage_model::arch::{self, Batch, Head};
 use tonnage_model::stack::Version;
 use tonnage_model::{Attention, Run, RunOptions, Stack};
 use tonnage_sim::alloc::{AllocatorConfig, CachingAllocator, replay};
+use tonnage_sim::checkpoint::Checkpointing;
 use tonnage_sim::context::{Accumulate, DeviceModel};
 use tonnage_sim::timeline::Phase;
 use tonnage_sim::{Cx, OpId, ScalarType, Shape, backward, ops};
@@ -46,7 +47,7 @@ fn one(cx: &Cx, config: &Value, cell: &Cell, s: u64) -> Result<(), Why> {
         attention: Attention::Sdpa,
         training: true,
         use_cache: true,
-        checkpoint: cell.checkpoint,
+        checkpoint: cell.checkpoint.then(Checkpointing::default),
         stack,
     };
     cx.mark(-1, 0, Phase::Load);

@@ -225,7 +225,7 @@ impl Attn {
             let shape = Shape::new(&[1, self.heads, sq, sk]);
             let zeros = cx.empty(OpId::ZEROS, shape, dtype);
             // so that a checkpointed layer's input wants a gradient
-            return if m.options.checkpoint && m.training {
+            return if m.options.checkpoint.is_some() && m.training {
                 cx.require_grad_kept(zeros)
             } else {
                 zeros

@@ -6,6 +6,7 @@ use crate::context::Cx;
 use crate::ops::op::OpId;
 use crate::shape::{Shape, elementwise_strides};
 use crate::tensor::Tensor;
+use smallvec::smallvec;
 use tonnage_units::ScalarType::{F32, I64};
 
 /// Seed, offset, the output (it lies in memory as q does), and in training logsumexp. Keeps mask, k, q, v, logsumexp, output, offset, seed.
@@ -28,8 +29,6 @@ pub(super) fn cudnn(
     for t in [k, q, v] {
         n.save(cx, t);
     }
-    let seed = cx.empty(op, Shape::new(&[]), I64);
-    let offset = cx.empty(op, Shape::new(&[]), I64);
     let dv = v.size(3);
     let shape = q.shape.with(-1, dv);
     let st = if dv == q.size(3) && q.is_dense() {
@@ -37,9 +36,21 @@ pub(super) fn cudnn(
     } else {
         elementwise_strides(&shape, &[(&shape, &q.strides)])
     };
-    let y = cx.empty_strided(op, shape, st, q.dtype);
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
-    let lse = train.then(|| cx.empty(op, rows, F32));
+    let mut results = cx.kept(op, || {
+        let seed = cx.empty(op, Shape::new(&[]), I64);
+        let offset = cx.empty(op, Shape::new(&[]), I64);
+        let y = cx.empty_strided(op, shape, st, q.dtype);
+        let mut r = smallvec![seed, offset, y];
+        r.extend(train.then(|| cx.empty(op, rows, F32)));
+        r
+    });
+    let lse = train.then(|| results.pop()).flatten();
+    let (seed, offset, y) = {
+        let mut r = results.into_iter();
+        let mut next = || r.next().expect("cuDNN attention has three results");
+        (next(), next(), next())
+    };
     match &lse {
         Some(t) => n.save(cx, t),
         None => n.skip(),

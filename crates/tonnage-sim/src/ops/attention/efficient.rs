@@ -62,13 +62,15 @@ pub(super) fn efficient(
     let (b, h, s, dv) = (q.size(0), q.size(1), q.size(2), v.size(3));
     let rows = Shape::new(&[b, h, s.next_multiple_of(32)]);
     let steps = call(q, k, dv, dropout).efficient_forward(train);
-    let outputs = cx.play(op, &steps, |i| {
-        if i == 0 {
-            let (shape, st) = by_position(b, h, s, dv);
-            (shape, st, q.dtype)
-        } else {
-            (rows, rows.contiguous_strides(), F32)
-        }
+    let outputs = cx.kept(op, || {
+        cx.play(op, &steps, |i| {
+            if i == 0 {
+                let (shape, st) = by_position(b, h, s, dv);
+                (shape, st, q.dtype)
+            } else {
+                (rows, rows.contiguous_strides(), F32)
+            }
+        })
     });
     let mut outputs = outputs.into_iter();
     let y = outputs.next().expect("output");

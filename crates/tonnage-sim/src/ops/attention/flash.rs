@@ -33,14 +33,16 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     let st = layout_like(q, q.size(3));
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let steps = call(q, k, q.size(3), dropout).flash_forward(&cx.device().kernel);
-    let outputs = cx.play(op, &steps, |i| match i {
-        0 => (q.shape, st, q.dtype),
-        1 => (rows, rows.contiguous_strides(), F32),
-        _ => (
-            Shape::new(&[4 - i as u64]),
-            Shape::new(&[1]).contiguous_strides(),
-            I64,
-        ),
+    let outputs = cx.kept(op, || {
+        cx.play(op, &steps, |i| match i {
+            0 => (q.shape, st, q.dtype),
+            1 => (rows, rows.contiguous_strides(), F32),
+            _ => (
+                Shape::new(&[4 - i as u64]),
+                Shape::new(&[1]).contiguous_strides(),
+                I64,
+            ),
+        })
     });
     let mut outputs = outputs.into_iter();
     let y = outputs.next().expect("output");

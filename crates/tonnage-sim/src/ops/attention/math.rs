@@ -2,7 +2,7 @@
 
 use super::{SdpaArgs, additive};
 use crate::autograd::Grads;
-use crate::context::{Accumulate, Cx};
+use crate::context::Cx;
 use crate::kernels::safe_softmax as safe_softmax_steps;
 use crate::ops::matmul::batched;
 use crate::ops::op::OpId;
@@ -54,7 +54,7 @@ pub(super) fn math(
     };
     if let Some(m) = &mask {
         // `attn.add_(mask)`; out of place where a dispatch mode watches
-        attn = if cx.0.accumulate == Accumulate::OutOfPlace {
+        attn = if cx.dispatch_mode() {
             add(cx, &attn, m)
         } else {
             add_(cx, attn, m)

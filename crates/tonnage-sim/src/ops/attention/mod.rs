@@ -4,10 +4,12 @@
 
 mod cudnn;
 mod efficient;
+mod fa2;
 mod flash;
 mod math;
 mod select;
 
+pub use fa2::flash_attention_2;
 pub use select::{SdpaBackend, select_backend};
 
 use crate::autograd::{Grads, Saved};

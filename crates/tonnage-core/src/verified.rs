@@ -1,0 +1,84 @@
+//! What no recorded run shows. Everything here that a job uses is said in its footprint, in the word `unverified`; the lists of what
+//! is recorded are checked against the records (tests/k_unverified.rs).
+
+use crate::spec::{Spec, Work};
+use tonnage_model::{Attention, Loss};
+use tonnage_sim::optim::OptimizerKind;
+
+/// Optimizers with at least one recorded training job, by their names here.
+pub const RECORDED_OPTIMIZERS: &[&str] = &[
+    "adamw_foreach",
+    "adamw_fused",
+    "adamw_forloop",
+    "sgd",
+    "sgd_momentum",
+    "adafactor",
+    "rmsprop",
+    "adagrad",
+    "lion",
+    "muon",
+    "adamw8bit",
+    "paged_adamw8bit",
+    "paged_adamw32bit",
+    "adamw32bit",
+    "lion32bit",
+    "lion8bit",
+    "paged_lion32bit",
+    "paged_lion8bit",
+    "ademamix",
+    "ademamix8bit",
+    "paged_ademamix32bit",
+    "paged_ademamix8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+];
+
+/// Architectures with at least one recorded job.
+pub const RECORDED_MODELS: &[&str] = &[
+    "bert",
+    "distilbert",
+    "falcon",
+    "gpt2",
+    "gpt_neox",
+    "gpt_per_head",
+    "llama",
+    "mistral",
+    "mixtral",
+    "nanogpt",
+    "pose",
+    "qwen2",
+    "qwen3",
+    "resnet",
+    "roberta",
+    "spoter",
+    "t5",
+    "timm",
+    "vit",
+];
+
+/// What of the job rests on source code alone: each as a sentence that begins with `unverified`.
+pub fn unverified(spec: &Spec) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut say = |what: String| out.push(format!("unverified: {what}; no recorded run has it"));
+    if spec.work == Work::Train {
+        let recorded = spec
+            .optimizer
+            .parse::<OptimizerKind>()
+            .ok()
+            .and_then(OptimizerKind::name)
+            .is_none_or(|n| RECORDED_OPTIMIZERS.contains(&n));
+        if !recorded {
+            say(format!("the optimizer `{}`", spec.optimizer));
+        }
+        if spec.loss == Loss::Unsloth {
+            say("Unsloth's fused loss, in as many chunks as keep one within 4 GiB, none of it compiled".into());
+        }
+    }
+    if spec.attention == Attention::FlashAttention2 {
+        say("flash_attention_2 (the flash-attn package, written from its source)".into());
+    }
+    if !RECORDED_MODELS.contains(&spec.model_type.as_str()) {
+        say(format!("the architecture `{}`", spec.model_type));
+    }
+    out
+}
