@@ -72,7 +72,7 @@ fn k3_a_description_is_found_beside_the_job_and_complains_with_its_own_line() {
         )
     };
     let path = folder.join("job.toml");
-    let mut fails = |description: &str, config: &str| {
+    let fails = |description: &str, config: &str| {
         std::fs::write(folder.join("mine.toml"), description).unwrap();
         std::fs::write(&path, job(config)).unwrap();
         let o = tonnage(&["estimate", path.to_str().unwrap()]);
