@@ -458,3 +458,93 @@ fn architectures_without_a_recorded_case_are_built() {
         }
     }
 }
+
+/// A number that is easy to get wrong, and one after another.
+fn next(state: &mut u64) -> u64 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+#[test]
+fn a_damaged_model_is_an_error_or_an_estimate_never_a_panic() {
+    let odd = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        31,
+        32,
+        33,
+        255,
+        256,
+        4096,
+        1 << 20,
+        1 << 24,
+        1 << 28,
+        1 << 40,
+        u64::MAX,
+    ];
+    let mut seed = 1;
+    let mut estimates = 0;
+    for name in [
+        "llama-3.1-8b.2layers.cuda-fa-q8kv",
+        "qwen3-30b-a3b.2layers.cuda-nofa",
+        "gemma-3-4b.6layers.cuda-fa",
+        "gpt-oss-20b.2layers.cuda-fa",
+        "mamba-2.8b.2layers.cuda-fa",
+        "mixtral-8x7b.2layers.cuda-nofa",
+    ] {
+        let file = std::fs::File::open(format!("{FOLDER}/{name}.jsonl.gz")).unwrap();
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(file)
+            .read_to_string(&mut text)
+            .unwrap();
+        let mut lines = text.lines().map(|l| serde_json::from_str(l).unwrap());
+        let head: Value = lines.next().unwrap();
+        let tensors: Vec<Value> = lines.collect();
+        let (good, plain) = (model(&head, &tensors), settings(&head));
+        for _ in 0..150 {
+            let (mut g, mut s) = (good.clone(), plain.clone());
+            for _ in 0..=next(&mut seed) % 2 {
+                let value = odd[next(&mut seed) as usize % odd.len()];
+                let at = next(&mut seed) as usize;
+                match next(&mut seed) % 5 {
+                    0 => {
+                        let n = at % g.tensors.len();
+                        let t = &mut g.tensors[n];
+                        t.ne[at % 4] = value;
+                        let rows = t.ne[1..].iter().try_fold(1u64, |a, b| a.checked_mul(*b));
+                        // as the reader would have it
+                        match rows.and_then(|r| t.ggml_type.bytes(t.ne[0], r).ok()) {
+                            Some(b) => t.bytes = b,
+                            None => continue,
+                        }
+                    }
+                    1 => {
+                        let n = at % g.tensors.len();
+                        g.tensors.remove(n);
+                    }
+                    2 => {
+                        s.n_seq = value;
+                        s.context_len = odd[at % odd.len()];
+                    }
+                    3 => {
+                        s.n_ubatch = value;
+                        s.n_batch = odd[at % odd.len()];
+                    }
+                    _ => {
+                        let n = at % g.metadata.len();
+                        let key = g.metadata.keys().nth(n).unwrap().clone();
+                        g.metadata.insert(key, Meta::Unsigned(value));
+                    }
+                }
+            }
+            estimates += usize::from(estimate(&g, &s).is_ok());
+        }
+    }
+    // both outcomes are met
+    assert!((100..800).contains(&estimates), "{estimates}");
+}

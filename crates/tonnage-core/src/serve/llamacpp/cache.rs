@@ -13,7 +13,7 @@ const CELLS: u64 = 256;
 /// Most sequences (`LLAMA_MAX_SEQ`).
 const MAX_SEQ: u64 = 256;
 /// Longest context that is considered: sizes stay within 64 bits.
-const MAX_CONTEXT: u64 = 1 << 32;
+const MAX_CONTEXT: u64 = 1 << 28;
 
 /// The numbers of a context after the engine has rounded them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,9 @@ pub enum Error {
     /// A tensor that the architecture needs.
     #[error("missing tensor '{0}'")]
     MissingTensor(String),
+    /// A tensor that does not fit the model.
+    #[error("tensor '{name}' has wrong shape: {problem}")]
+    WrongShape { name: String, problem: String },
     /// Not modelled here, although the engine may run it.
     #[error("{0} is not supported")]
     Unsupported(String),

@@ -45,6 +45,8 @@ pub const ARCHITECTURES: [(&str, Arch); 14] = [
 const MAX_LAYERS: u64 = 512;
 /// Most of any other size: products of two stay far from 64 bits.
 const MAX_SIZE: u64 = 1 << 28;
+/// Widest row of a layer: activations, caches, states.
+const MAX_ROW: u64 = 1 << 24;
 
 /// How experts are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,7 +261,74 @@ pub fn read(g: &Gguf) -> Result<Hparams, Error> {
         }
     }
     specific(&mut h, &r)?;
+    widths(&h, &r)?;
     Ok(h)
+}
+
+/// That rows stay countable, and that states have what they need.
+fn widths(h: &Hparams, r: &Reader) -> Result<(), Error> {
+    let s = &h.ssm;
+    let heads = h.n_head.iter().chain(&h.n_head_kv).copied();
+    let heads = heads.max().unwrap_or(0);
+    let rows = [
+        ("embedding_length", h.n_embd),
+        (
+            "attention.key_length",
+            h.head_k.saturating_mul(heads.max(1)),
+        ),
+        (
+            "attention.value_length",
+            h.head_v.saturating_mul(heads.max(1)),
+        ),
+        ("rope.dimension_count", h.n_rot),
+        ("attention.kv_lora_rank", h.kv_lora_rank),
+        ("attention.sliding_window", h.n_swa >> 4),
+        ("expert_count", h.n_expert),
+        ("expert_group_count", h.n_expert_groups),
+        ("expert_group_used_count", h.n_group_used),
+        (
+            "attention.key_length_mla",
+            h.mla.map_or(0, |m| m.0.max(m.1).saturating_mul(heads)),
+        ),
+        ("ssm.inner_size", s.inner.saturating_mul(s.conv.max(1))),
+        ("ssm.state_size", s.inner.saturating_mul(s.state)),
+        (
+            "ssm.group_count",
+            s.groups.saturating_mul(s.state).saturating_mul(s.conv),
+        ),
+        ("ssm.time_step_rank", s.dt_rank),
+        ("shortconv.l_cache", s.short_cache.saturating_mul(h.n_embd)),
+    ];
+    for (key, n) in rows {
+        if n > MAX_ROW {
+            return Err(Error::BadKey {
+                key: r.key(key),
+                problem: format!("a row of {n} values (at most {MAX_ROW})"),
+            });
+        }
+    }
+    let needed = match h.arch {
+        Arch::Mamba | Arch::Mamba2 | Arch::Qwen3Next => {
+            vec![
+                ("ssm.conv_kernel", s.conv),
+                ("ssm.inner_size", s.inner),
+                ("ssm.state_size", s.state),
+            ]
+        }
+        Arch::Lfm2 => vec![("shortconv.l_cache", s.short_cache)],
+        _ => vec![
+            ("attention.key_length", h.head_k),
+            ("attention.value_length", h.head_v),
+        ],
+    };
+    let short = |n: u64| n == 0;
+    if let Some((key, _)) = needed.iter().find(|x| short(x.1)) {
+        return Err(Error::BadKey {
+            key: r.key(key),
+            problem: "is 0".into(),
+        });
+    }
+    Ok(())
 }
 
 fn vocabulary(g: &Gguf, r: &Reader) -> Result<u64, Error> {

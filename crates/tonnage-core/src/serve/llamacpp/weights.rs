@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use tonnage_model::readers::gguf::{Gguf, TensorInfo};
 use tonnage_units::GgmlType;
 
+/// Longest dimension and largest tensor of a model: sums and products of them stay within 64 bits.
+const MAX_DIM: u64 = 1 << 24;
+const MAX_BYTES: u64 = 1 << 44;
+
 /// What a weight is used with first: decides which memory can hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
@@ -80,6 +84,7 @@ pub struct Weights {
     pub output: Device,
     /// All layers and the output on devices.
     pub full_offload: bool,
+    names: Vec<String>,
     by_name: HashMap<String, (usize, Vec<Buft>)>,
     tensors: Vec<(GgmlType, [u64; 4])>,
 }
@@ -100,6 +105,10 @@ impl Weights {
         let own = self.by_name.get("output.weight");
         let (i, places) = own.or(self.by_name.get("token_embd.weight"))?;
         self.weight(*i, *places.last()?)
+    }
+    /// Name of tensor `i` of the file.
+    pub fn name(&self, i: usize) -> Option<&str> {
+        self.names.get(i).map(String::as_str)
     }
     fn weight(&self, i: usize, buft: Buft) -> Option<Weight> {
         let (ty, ne) = *self.tensors.get(i)?;
@@ -134,6 +143,7 @@ pub fn place(g: &Gguf, h: &Hparams, s: &Settings) -> Result<Weights, Error> {
         full_offload: s.gpu_layers > h.n_layer as u64 && !s.devices.is_empty(),
         layers,
         output,
+        names: g.tensors.iter().map(|t| t.name.clone()).collect(),
         by_name: HashMap::new(),
         tensors: g.tensors.iter().map(|t| (t.ggml_type, t.ne)).collect(),
     };
@@ -141,6 +151,13 @@ pub fn place(g: &Gguf, h: &Hparams, s: &Settings) -> Result<Weights, Error> {
     // the stretch of each part of the file that holds mapped tensors
     let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
     for (i, t) in g.tensors.iter().enumerate() {
+        let sane = t.ne.iter().all(|n| (1..=MAX_DIM).contains(n)) && t.bytes <= MAX_BYTES;
+        if !sane {
+            return Err(Error::WrongShape {
+                name: t.name.clone(),
+                problem: format!("{:?}", t.ne),
+            });
+        }
         let (part, how) = role(&t.name, h)?;
         let mut at: Vec<Buft> = match part {
             Part::Input => vec![buft(t, how, Device::Cpu, h, s)],

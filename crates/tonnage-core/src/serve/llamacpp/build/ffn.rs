@@ -16,6 +16,9 @@ pub(super) enum Act {
     Plain(Unary),
 }
 
+/// Most experts of a token (`LLAMA_MAX_EXPERTS`).
+const MAX_USED: u64 = 1024;
+
 /// What a block of experts does besides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Moe {
@@ -56,6 +59,9 @@ impl Builder<'_> {
     pub(super) fn moe(&mut self, l: usize, cur: Id, how: Moe) -> Result<Id, Error> {
         let h = self.x.h;
         let (experts, used) = (h.n_expert, h.n_expert_used);
+        if used == 0 || used > MAX_USED {
+            return Err(Error::Unsupported(format!("{used} experts of a token")));
+        }
         let (width, n) = (self.g.get(cur).ne[0], self.g.get(cur).ne[1]);
         let gate_inp = self.layer(l, "ffn_gate_inp.weight")?;
         let mut logits = self.mm(gate_inp, cur);
@@ -136,6 +142,8 @@ impl Builder<'_> {
     /// One of the experts' products with its bias.
     fn expert(&mut self, l: usize, which: &str, cur: Id, ids: Id) -> Result<Id, Error> {
         let w = self.layer(l, &format!("ffn_{which}_exps.weight"))?;
+        let n = self.g.get(cur).ne[0];
+        self.rows(w, n);
         let x = self.g.mul_mat_id(w, cur, ids);
         Ok(match self.layer_opt(l, &format!("ffn_{which}_exps.bias")) {
             Some(b) => self.g.add_id(x, b, ids),

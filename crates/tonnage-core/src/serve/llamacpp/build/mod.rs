@@ -57,8 +57,12 @@ pub fn build(x: Inputs, batch: Batch) -> Result<Built, Error> {
         weights: HashMap::new(),
         stored: HashMap::new(),
         attention: Vec::new(),
+        wrong: None,
     };
     models::model(&mut b)?;
+    if let Some(e) = b.wrong {
+        return Err(e);
+    }
     Ok(Built {
         graph: b.g,
         attention: b.attention,
@@ -81,6 +85,8 @@ struct Builder<'a> {
     weights: HashMap<(usize, Buft), Id>,
     stored: HashMap<(usize, Kept), Id>,
     attention: Vec<(Id, usize)>,
+    /// The first tensor that does not fit.
+    wrong: Option<Error>,
 }
 
 impl Builder<'_> {
@@ -157,10 +163,13 @@ impl Builder<'_> {
         if w.is_some() || bias.is_some() {
             self.stay(cur, layer);
         }
+        let n = self.g.get(cur).ne[0];
         if let Some(w) = w {
+            self.rows(w, n);
             cur = self.g.mul(cur, w);
         }
         if let Some(b) = bias {
+            self.rows(b, n);
             cur = self.g.add(cur, b);
         }
         cur
@@ -182,8 +191,24 @@ impl Builder<'_> {
         let w = self.layer(l, name)?;
         Ok(self.norm(cur, Some(w), None, true, l as i32))
     }
+    /// Notes a weight whose rows are not as long as what they meet.
+    fn rows(&mut self, w: Id, n: u64) {
+        let found = self.g.get(w).ne[0];
+        if found == n || self.wrong.is_some() {
+            return;
+        }
+        let key = self.weights.iter().find(|x| *x.1 == w).map(|x| x.0.0);
+        let name = key.and_then(|i| self.x.w.name(i)).unwrap_or_default();
+        self.wrong = Some(Error::WrongShape {
+            name: name.to_string(),
+            problem: format!("rows of {found}, expected {n}"),
+        });
+    }
+
     /// `build_lora_mm` without adapters.
     fn mm(&mut self, w: Id, cur: Id) -> Id {
+        let n = self.g.get(cur).ne[0];
+        self.rows(w, n);
         self.g.mul_mat(w, cur)
     }
 
