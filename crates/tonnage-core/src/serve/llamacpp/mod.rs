@@ -18,7 +18,7 @@ pub use settings::{Api, Device, FlashAttention, Load, Settings};
 
 use build::{Batch, Inputs};
 use cache::{Context, Memory};
-use ggml::{Backend, Backends, Gpu, Plan, galloc, sched};
+use ggml::{Backend, Backends, Gpu, Plan, cuda, galloc, sched};
 use hparams::Hparams;
 use tonnage_model::readers::gguf::Gguf;
 use weights::Weights;
@@ -69,6 +69,8 @@ pub struct Estimate {
     pub graph_splits: usize,
     /// Copies of each input: 4 with pipeline parallelism.
     pub copies: usize,
+    /// cuBLAS workspace of each device once a prefill has run, on top of the buffers; 0 where no node needs cuBLAS.
+    pub cublas_workspace_bytes: Vec<u64>,
 }
 
 impl Estimate {
@@ -112,6 +114,7 @@ pub fn estimate(gguf: &Gguf, settings: &Settings) -> Result<Estimate, Error> {
         graph_nodes: compute.nodes,
         graph_splits: compute.splits,
         copies: b.copies,
+        cublas_workspace_bytes: compute.cublas,
     })
 }
 
@@ -193,6 +196,7 @@ struct Compute {
     flash_attention: bool,
     nodes: usize,
     splits: usize,
+    cublas: Vec<u64>,
 }
 
 impl Compute {
@@ -245,8 +249,32 @@ impl Compute {
             flash_attention,
             nodes,
             splits: placed.splits.len(),
+            cublas: cublas(&built.graph, &placed, b),
         })
     }
+}
+
+/// The workspace of each device.
+fn cublas(g: &ggml::Graph, placed: &sched::Placed, b: &Backends) -> Vec<u64> {
+    let devices = b
+        .list
+        .iter()
+        .enumerate()
+        .filter_map(|(i, x)| match x.device {
+            Some(Gpu::Cuda(_, cc)) => Some((i, cc)),
+            _ => None,
+        });
+    let used = |i: usize, cc: u32| {
+        g.nodes.iter().any(|id| {
+            placed.backend_of[*id as usize] == Some(i) && cuda::uses_cublas(g, g.get(*id), cc)
+        })
+    };
+    devices
+        .map(|(i, cc)| match used(i, cc) {
+            true => cuda::cublas_workspace(cc),
+            false => 0,
+        })
+        .collect()
 }
 
 fn weight_buffers(w: &Weights) -> Vec<Buffer> {

@@ -3,7 +3,7 @@
 
 use super::{Builder, Kept};
 use crate::serve::llamacpp::error::Error;
-use crate::serve::llamacpp::ggml::{Id, Unary};
+use crate::serve::llamacpp::ggml::{Id, Unary, cuda};
 use tonnage_units::GgmlType::{self, F16, F32, I64};
 
 /// The inputs that a cache brings.
@@ -81,10 +81,10 @@ impl Builder<'_> {
                     n *= 2;
                 }
                 let ne = [n / 2, n / 2, 1, 1];
-                caches[i].k_rot = Some(self.g.input("cache rotation", F32, ne));
+                caches[i].k_rot = Some(self.g.input(cuda::ROTATION, F32, ne));
             }
             if self.x.s.type_v.is_quantized() && h.head_v.is_multiple_of(64) {
-                caches[i].v_rot = Some(self.g.input("cache rotation", F32, [64, 64, 1, 1]));
+                caches[i].v_rot = Some(self.g.input(cuda::ROTATION, F32, [64, 64, 1, 1]));
             }
         }
         AttnInputs {

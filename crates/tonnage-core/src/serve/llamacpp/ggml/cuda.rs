@@ -207,6 +207,41 @@ pub fn wants(t: &Tensor) -> bool {
     batch >= OFFLOAD_MIN_BATCH
 }
 
+/// Most columns of the matrix-vector kernels of quantised weights, and of the small-matrix kernels of plain ones.
+const VECTOR_COLUMNS: u64 = 8;
+const SMALL_COLUMNS: u64 = 16;
+
+/// Label of the input that turns the values of a quantised cache.
+pub const ROTATION: &str = "cache rotation";
+
+/// Whether a node is computed by cuBLAS (`ggml_cuda_mul_mat`, `ggml_cuda_should_use_mmq` of the prebuilt libraries).
+pub fn uses_cublas(g: &Graph, t: &Tensor, cc: u32) -> bool {
+    let columns = match t.op {
+        Op::MulMat => t.ne[1],
+        Op::MulMatId => t.ne[2],
+        _ => return false,
+    };
+    let (a, b) = (g.get(t.src[0]), g.get(t.src[1]));
+    // rotations of a quantised cache and single rows have kernels of their own
+    if a.label == ROTATION || (a.ty == F32 && a.ne[1] == 1) {
+        return false;
+    }
+    match a.ty.is_quantized() {
+        true if columns <= VECTOR_COLUMNS => false,
+        // products of quantised blocks need tensor cores of Turing; for experts Pascal will do
+        true => cc < if t.op == Op::MulMatId { 600 } else { TURING },
+        false => b.ty != F32 || columns > SMALL_COLUMNS,
+    }
+}
+
+/// What a cuBLAS handle takes with its first call.
+pub fn cublas_workspace(cc: u32) -> u64 {
+    match cc {
+        900.. => 32 << 20,
+        _ => 4 << 20,
+    }
+}
+
 /// Tensors to keep until a later node is done, so that mixture-of-experts ops can be fused (`ggml_backend_cuda_graph_optimize`): for
 /// the nodes `range` of the graph, pairs of the node that is waited for and what is kept.
 pub fn fusion_keeps(g: &Graph, range: std::ops::Range<usize>) -> Vec<(Id, Vec<Id>)> {
