@@ -42,6 +42,18 @@ fn every_record_has_a_row_and_unsupported_ones_a_reason() {
         errors[errors.len() - 1],
     );
     assert!(n >= 60, "{n} supported");
-    assert!(median <= 1.2, "median {median}");
+    assert!(median <= 0.1, "median {median}");
     assert!(max <= 150.4, "max {max}");
+    // by source: (prefix, worst percent); the three full fine-tunes whose printed peak is below their own states are apart
+    let below_their_states = ["litgpt-hub-027", "litgpt-hub-030", "litgpt-hub-043"];
+    for (source, worst) in [("litgpt-hub", 2.6), ("fsdpqlora", 13.3), ("ao-galore", 1.4)] {
+        for r in target
+            .iter()
+            .filter(|r| r.id.starts_with(source) && r.unsupported.is_none())
+        {
+            if !below_their_states.contains(&r.id.as_str()) {
+                assert!(r.error_pct <= worst, "{}: {} %", r.id, r.error_pct);
+            }
+        }
+    }
 }

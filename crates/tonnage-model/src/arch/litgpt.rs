@@ -1,8 +1,8 @@
 //! LitGPT's one model for many families, with its own LoRA and 4-bit layers (litgpt v0.5.0, litgpt/model.py, litgpt/lora.py; lightning
 //! 2.4 BitsandbytesPrecision; bitsandbytes 0.42, autograd/_functions.py `MatMul4Bit`).
 //!
-//! Checked against published peaks, not traces: LoRA on all layers is right to 0.01 % (`litgpt-hub-005`, `-040`, `-044`, `-052`), on query
-//! and value only 1 to 2.6 % low, packed weights 12 to 19 % low (docs/accuracy.md).
+//! Checked against published peaks, not traces: LoRA within 0.1 % (`litgpt-hub-001` to `-052`), packed weights 0.1 to 2.1 % high
+//! (docs/accuracy.md).
 
 use super::{Arch, Batch, Built, Output, fields};
 use crate::error::ModelError;
@@ -11,6 +11,7 @@ use crate::net::{Kind, ModuleId, NetBuilder, ParamId};
 use crate::run::Run;
 use serde::Deserialize;
 use smallvec::smallvec;
+use std::cell::RefCell;
 use std::rc::Rc;
 use tonnage_sim::OpId;
 use tonnage_sim::autograd::Grads;
@@ -99,6 +100,10 @@ struct Block {
 
 struct LitGpt {
     c: Config,
+    /// `ctx.tensors` of the 4-bit layers of the last call.
+    contexts: RefCell<Vec<Tensor>>,
+    /// bitsandbytes' StableEmbedding, which `lora.py` puts in place of the embedding when weights are packed: a layer norm after it.
+    stable: Option<LayerNorm>,
     rope: ModuleId,
     head: Linear,
     wte: Embedding,
@@ -204,8 +209,11 @@ pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
         c.lm_head_bias,
         on(|l| l.head),
     );
-    let (wte, blocks, ln_f) = b.scope("transformer", |b| {
+    let (wte, stable, blocks, ln_f) = b.scope("transformer", |b| {
         let wte = Embedding::new(b, "wte", c.padded_vocab_size, c.n_embd);
+        let stable = c
+            .nf4
+            .then(|| LayerNorm::new(b, "wte_norm", c.n_embd, true, true));
         let one = |b: &mut NetBuilder, i: u64| {
             b.scope(&format!("h.{i}"), |b| {
                 let norm_1 = norm(b, &c, "norm_1");
@@ -255,7 +263,7 @@ pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
             })
         };
         let blocks = (0..c.n_layer).map(|i| one(b, i)).collect();
-        (wte, blocks, norm(b, &c, "ln_f"))
+        (wte, stable, blocks, norm(b, &c, "ln_f"))
     });
     // made anew in fp32 when the loop sets the length
     let rope = b.scope("rope", |b| {
@@ -268,6 +276,8 @@ pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
         net: b.finish(),
         arch: Rc::new(LitGpt {
             c,
+            contexts: RefCell::default(),
+            stable,
             rope,
             head,
             wte,
@@ -278,16 +288,18 @@ pub fn build(config: &serde_json::Value) -> Result<Built, ModelError> {
 }
 
 impl Linear {
-    fn base(&self, m: &Run, x: &Tensor) -> Tensor {
+    fn base(&self, m: &Run, x: &Tensor, kept: &RefCell<Vec<Tensor>>) -> Tensor {
         let cx = &m.cx;
         let bias = self.bias.map(|p| m.weight(p));
         if !self.packed {
             return ops::linear(cx, x, m.weight(self.weight), bias);
         }
-        // bitsandbytes 0.42 keeps the input although the packed weight gets no gradient
+        // bitsandbytes 0.42 keeps the input although the packed weight gets no gradient, as an attribute of its context
         let (input, output) = self.size;
         let mut n = cx.node(OpId::GEMM_4BIT, &[x]);
-        n.save(cx, x);
+        if x.requires_grad() {
+            kept.borrow_mut().push(x.detach());
+        }
         n.args([input, output, 0, 0, 0, 0]);
         let y = cx.with_grad(false, || {
             let w = cx.empty(OpId::DEQUANTIZE, Shape::new(&[output, input]), x.dtype);
@@ -306,8 +318,8 @@ impl Linear {
         })
     }
 
-    fn forward(&self, m: &Run, x: &Tensor) -> Tensor {
-        let pretrained = m.within(self.id, || self.base(m, x));
+    fn forward(&self, m: &Run, x: &Tensor, kept: &RefCell<Vec<Tensor>>) -> Tensor {
+        let pretrained = m.within(self.id, || self.base(m, x, kept));
         let Some(l) = &self.adapter else {
             return pretrained;
         };
@@ -414,7 +426,7 @@ impl LitGpt {
         let (cx, c) = (&m.cx, &self.c);
         let (b, t, hs) = (x.size(0), x.size(1), c.head_size);
         let per = c.n_head / c.n_query_groups;
-        let mut qkv = l.attn.forward(m, x);
+        let mut qkv = l.attn.forward(m, x, &self.contexts);
         qkv = ops::view(cx, &qkv, Shape::new(&[b, t, c.n_query_groups, per + 2, hs]));
         qkv = ops::permute(cx, &qkv, &[0, 2, 3, 1, 4]);
         let parts = ops::split(cx, &qkv, &[per, 1, 1], 2);
@@ -452,7 +464,7 @@ impl LitGpt {
             Shape::new(&[b, t, hs * c.n_head]),
         );
         // the frame holds qkv, q, k, v and the rotated parts until the projection is done
-        let out = l.proj.forward(m, &y);
+        let out = l.proj.forward(m, &y, &self.contexts);
         drop((qkv, q, k, v, roped_q, roped_k));
         out
     }
@@ -460,12 +472,12 @@ impl LitGpt {
     fn feed_forward(&self, m: &Run, l: &Block, x: &Tensor) -> Tensor {
         let cx = &m.cx;
         if self.c.mlp == Mlp::Neox {
-            let mut h = l.mlp[0].forward(m, x);
+            let mut h = l.mlp[0].forward(m, x, &self.contexts);
             h = ops::gelu(cx, &h);
-            return l.mlp[1].forward(m, &h);
+            return l.mlp[1].forward(m, &h, &self.contexts);
         }
-        let x1 = l.mlp[0].forward(m, x);
-        let x2 = l.mlp[1].forward(m, x);
+        let x1 = l.mlp[0].forward(m, x, &self.contexts);
+        let x2 = l.mlp[1].forward(m, x, &self.contexts);
         let a = if self.c.mlp == Mlp::Gemma {
             ops::gelu(cx, &x1)
         } else {
@@ -473,7 +485,7 @@ impl LitGpt {
         };
         let h = ops::mul(cx, &a, &x2);
         drop(a);
-        l.mlp[2].forward(m, &h)
+        l.mlp[2].forward(m, &h, &self.contexts)
     }
 
     fn block(&self, m: &Run, l: &Block, x: &Tensor) -> Tensor {
@@ -501,6 +513,9 @@ impl LitGpt {
 }
 
 impl Arch for LitGpt {
+    fn contexts(&self) -> Vec<Tensor> {
+        std::mem::take(&mut self.contexts.borrow_mut())
+    }
     /// `rest` holds the chunks of logits where the head is chunked; the caller computes the loss.
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let cx = &m.cx;
@@ -509,7 +524,11 @@ impl Arch for LitGpt {
             .as_ref()
             .expect("a language model's batch has input_ids");
         let t = ids.size(1);
+        self.contexts.borrow_mut().clear();
         let mut x = self.wte.forward(m, ids);
+        if let Some(n) = &self.stable {
+            x = n.forward(m, &x);
+        }
         if self.c.scale_embeddings {
             x = ops::mul_scalar(cx, &x);
         }
@@ -520,7 +539,7 @@ impl Arch for LitGpt {
         if self.c.chunk == 0 {
             return Output {
                 loss: None,
-                logits: Some(self.head.forward(m, &x)),
+                logits: Some(self.head.forward(m, &x, &self.contexts)),
                 rest: vec![],
             };
         }
@@ -528,7 +547,10 @@ impl Arch for LitGpt {
             .map(|i| self.c.chunk.min(t - i * self.c.chunk))
             .collect();
         let parts = ops::split(cx, &x, &sizes, 1);
-        let rest = parts.iter().map(|p| self.head.forward(m, p)).collect();
+        let rest = parts
+            .iter()
+            .map(|p| self.head.forward(m, p, &self.contexts))
+            .collect();
         Output {
             loss: None,
             logits: None,

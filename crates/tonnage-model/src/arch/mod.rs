@@ -96,6 +96,11 @@ pub trait Arch {
     fn layout(&self) -> Option<&BatchLayout> {
         None
     }
+    /// Takes what the last call's Python autograd functions keep on their `ctx` as attributes: unlike saved tensors it lives as
+    /// long as the graph, that is, as long as the caller holds a result with a `grad_fn`.
+    fn contexts(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output;
 }
 

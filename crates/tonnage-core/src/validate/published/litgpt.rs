@@ -128,17 +128,26 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
     let mut run = Run::new(&cx, built.net, options);
     run.load_all();
     if method != "full" {
-        // mark_only_lora_as_trainable
-        for (i, p) in run.net.params.clone().iter().enumerate() {
-            if !p.name.contains("lora_") {
-                let p = tonnage_model::net::ParamId(i as u32);
-                let t = run.weight(p).detach();
-                run.set_weight(p, Some(t));
+        // mark_only_lora_as_trainable; the StableEmbedding of packed models comes after it and trains, outside the optimizer
+        let stable = |name: &str| method == "qlora" && name.contains("transformer.wte");
+        for id in run.net.preorder() {
+            let module = run.net.module(id);
+            let keep = stable(&module.name);
+            for (local, p) in module.params.clone() {
+                if !local.contains("lora_") && !keep {
+                    let t = run.weight(p).detach();
+                    run.set_weight(p, Some(t));
+                }
             }
         }
     }
     let run = Rc::new(run);
-    let params = run.trainable();
+    let params: Vec<Tensor> = run
+        .trainable_named()
+        .into_iter()
+        .filter(|p| method == "full" || p.name.contains("lora_"))
+        .map(|p| p.tensor)
+        .collect();
     let name = if method == "qlora" {
         "paged_adamw32bit"
     } else {
@@ -146,6 +155,7 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
     };
     let kind: OptimizerKind = name.parse().map_err(|_| "optimizer")?;
     let mut opt = optim::create(kind, &cx, &params);
+    let mut contexts: Vec<Tensor> = vec![];
     let mut held: (Vec<Tensor>, Option<Tensor>) = (vec![], None);
     for step in 0..2 {
         for micro in 0..number(r, "grad_accum").unwrap_or(1).min(2) as u32 {
@@ -175,6 +185,8 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
                 logits.push(ops::slice(&cx, &last, 1, 0, n));
             }
             held.0 = logits;
+            // the old logits held the old graph
+            contexts = built.arch.contexts();
             let l = loss(&cx, &held.0, b, t);
             held.1 = Some(l.clone());
             cx.mark(step, micro, Phase::Backward);
@@ -187,6 +199,7 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
         opt.step(&cx, &params);
         optim::zero_grad(&cx, &params, true);
     }
+    drop(contexts);
     cx.mark(2, 0, Phase::End);
     let timeline = cx.take_timeline();
     cx.close();
