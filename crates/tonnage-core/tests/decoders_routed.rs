@@ -14,3 +14,27 @@ fn gemma3_events() {
 fn gemma3_records() {
     exact(OWN, "gemma3-", 8);
 }
+
+#[test]
+fn deepseek_events() {
+    own("deepseek-v3-tiny-plain-bf16-sdpa");
+    own("deepseek-v3-tiny-plain-bf16-sdpa-tf4.57.6");
+    own("deepseek-v2-tiny-plain-bf16-sdpa");
+}
+
+#[test]
+fn deepseek_records() {
+    exact(OWN, "deepseek-v3-", 8);
+    exact(OWN, "deepseek-v2-", 4);
+}
+
+#[test]
+fn gpt_oss_events() {
+    own("gpt-oss-tiny-plain-bf16-eager");
+    own("gpt-oss-tiny-plain-bf16-eager-tf4.57.6");
+}
+
+#[test]
+fn gpt_oss_records() {
+    exact(OWN, "gpt-oss-", 8);
+}

@@ -3,12 +3,14 @@
 pub mod agi2;
 pub mod bert;
 pub mod convnext;
+pub mod deepseek;
 pub mod distilbert;
 pub mod falcon;
 pub mod gemma2;
 pub mod gemma3;
 pub mod gpt2;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod gpt_per_head;
 pub mod litgpt;
 pub mod llama;
@@ -134,12 +136,14 @@ pub fn build(
         "whisper" => whisper::build(config, head),
         "vit" => vit::build(config, head, stack),
         "roberta" => roberta::build(config, head, stack),
+        "deepseek_v2" | "deepseek_v3" => deepseek::build(model_type, config, head, stack),
         "distilbert" => distilbert::build(config, head),
         "falcon" => falcon::build(config, head, stack),
         "gemma3" if config.get("text_config").is_none() => gemma3::build(config, head, stack),
         "gemma3_text" => gemma3::build(config, head, stack),
         "gpt2" => gpt2::build(config, head, stack),
         "gpt_neox" => gpt_neox::build(config, head, stack),
+        "gpt_oss" => gpt_oss::build(config, head, stack),
         "gpt_per_head" => gpt_per_head::build(config, head),
         "mixtral" => mixtral::build(config, head, stack),
         "nanogpt" => nanogpt::build(config, head),

@@ -3,10 +3,18 @@
 use crate::run::Run;
 use tonnage_sim::{OpId, ScalarType, Shape, Tensor, ops};
 
-/// `grouped_mm_experts_forward` (transformers 5.17, src/transformers/integrations/moe.py) for `x` [T, D], int64 `ids` [T, k] and
-/// `weights` [T, k]; the parameters are `gate_up` [E, 2I, D] and `down` [E, D, I]. `act` is the activation of the gate.
-/// Nothing here depends on where the router sends a token: all sizes follow from T * k
-/// (case `mixtral-mini-plain-bf16-adamw_foreach-b2-s512`).
+/// The parameters of packed experts.
+pub struct Packed<'a> {
+    /// [E, 2I, D], transposed [E, D, 2I]
+    pub gate_up: &'a Tensor,
+    /// [E, D, I], transposed [E, I, D]
+    pub down: &'a Tensor,
+    /// [E, 2I] and [E, D]
+    pub biases: Option<[&'a Tensor; 2]>,
+    pub transposed: bool,
+}
+
+/// [`grouped_with`] for experts without biases whose gate is the activation `act` of the first half, times the second.
 pub fn grouped(
     m: &Run,
     x: &Tensor,
@@ -19,6 +27,27 @@ pub fn grouped(
     if m.decoding.get() {
         return batched(m, x, ids, weights, gate_up, down, act);
     }
+    let packed = Packed {
+        gate_up,
+        down,
+        biases: None,
+        transposed: false,
+    };
+    grouped_with(m, x, ids, weights, &packed, |out| gated(m, out, &act))
+}
+
+/// `grouped_mm_experts_forward` (transformers 5.17, src/transformers/integrations/moe.py) for `x` [T, D], int64 `ids` [T, k] and
+/// `weights` [T, k]; `gate` makes [S, I] of [S, 2I].
+/// Nothing here depends on where the router sends a token: all sizes follow from T * k
+/// (cases `mixtral-mini-plain-bf16-adamw_foreach-b2-s512`, `gpt-oss-tiny-plain-bf16-eager`).
+pub fn grouped_with(
+    m: &Run,
+    x: &Tensor,
+    ids: &Tensor,
+    weights: &Tensor,
+    packed: &Packed,
+    gate: impl Fn(&Tensor) -> Tensor,
+) -> Tensor {
     let cx = &m.cx;
     let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
     let n = tokens * k;
@@ -30,7 +59,7 @@ pub fn grouped(
     drop(rows);
     let weights_g = ops::index(cx, &sample_weights, 0, &[&perm]);
     let counted = ops::plain(cx, OpId::TO_COPY, &sorted, ScalarType::I32);
-    let experts = gate_up.size(0);
+    let experts = packed.gate_up.size(0);
     let per_expert = cx.empty(OpId::HISTC, Shape::new(&[experts]), ScalarType::I32);
     let steps = tonnage_sim::kernels::cumsum(experts, ScalarType::I32, ScalarType::I32, true)
         .expect("an int32 cumsum is covered");
@@ -43,16 +72,26 @@ pub fn grouped(
     let flags = ops::compare_scalar(cx, OpId::COMPARE, &sorted);
     let sentinel = ops::unsqueeze(cx, &flags, -1);
     drop(flags);
+    let bias = |i: usize| packed.biases.map(|b| ops::index(cx, b[i], 0, &[&sorted]));
+    let mut biases = bias(0);
     let selected = ops::masked_fill_(cx, selected, &sentinel);
-    let product = |x: &Tensor, w: &Tensor| {
-        let w = ops::transpose(cx, w, -2, -1);
+    let product = |x: &Tensor, w: &Tensor, bias: Option<&Tensor>| {
         let x = ops::to_dtype(cx, x, w.dtype);
-        ops::grouped_mm(cx, &x, &w, &offsets)
+        let y = if packed.transposed {
+            ops::grouped_mm(cx, &x, w, &offsets)
+        } else {
+            ops::grouped_mm(cx, &x, &ops::transpose(cx, w, -2, -1), &offsets)
+        };
+        match bias {
+            Some(b) => ops::add_(cx, y, b),
+            None => y,
+        }
     };
-    let mut out = product(&selected, gate_up);
+    let mut out = product(&selected, packed.gate_up, biases.as_ref());
     out = ops::masked_fill(cx, &out, &sentinel);
-    out = gated(m, &out, act);
-    out = product(&out, down);
+    out = gate(&out);
+    biases = bias(1);
+    out = product(&out, packed.down, biases.as_ref());
     out = ops::masked_fill(cx, &out, &sentinel);
     let mut weighted = ops::mul(cx, &out, &ops::unsqueeze(cx, &weights_g, -1));
     let inverse = ops::plain(cx, OpId::ZEROS_LIKE, &perm, ScalarType::I64);
@@ -72,6 +111,7 @@ pub fn grouped(
     drop(per_expert);
     drop(offsets);
     drop(sentinel);
+    drop(biases);
     drop(out);
     drop(weighted);
     drop(inverse);
@@ -151,4 +191,26 @@ pub fn unrouted(m: &Run, ids: &Tensor, experts: u64) -> Tensor {
     });
     drop(hit);
     mask
+}
+
+/// 4.57's loop over all experts of DeepSeek V3, on a device whose kernels do nothing: each is asked for its tokens and none has any
+/// (case `deepseek-v3-tiny-plain-bf16-sdpa-tf4.57.6`; on a real card the experts add their own, as [`unrouted`] says). `x` [T, D],
+/// `ids` [T, k]; the result is the sum's start in the dtype of `x`.
+pub fn unreached(m: &Run, x: &Tensor, ids: &Tensor, dtype: ScalarType, experts: u64) -> Tensor {
+    let cx = &m.cx;
+    let (t, k) = (ids.size(0), ids.size(1));
+    let out = ops::plain(cx, OpId::ZEROS_LIKE, x, dtype);
+    let hot = cx.empty(OpId::ONE_HOT, Shape::new(&[t, k, experts]), ScalarType::I64);
+    let steps = tonnage_sim::kernels::nonzero(t * k, 2, 0, &cx.device().kernel);
+    for _ in 0..experts {
+        let chosen = cx.empty(OpId::NE, ids.shape, ScalarType::I64);
+        cx.play(OpId::NE, &steps, |_| {
+            (ids.shape, ids.strides, ScalarType::I64)
+        });
+        drop(chosen);
+    }
+    let y = ops::to_dtype(cx, &out, x.dtype);
+    drop(out);
+    drop(hot);
+    y
 }

@@ -167,24 +167,24 @@ fn packed_mask(m: &Run, b: u64, span: Span) -> Tensor {
     mask
 }
 
-/// 5.x without skipping: the boolean causal mask by broadcasting, expanded over the batch (sdpa_mask).
+/// Nothing but the causal function: by broadcasting in 5.x, under vmap in 4.57, expanded over the batch (sdpa_mask).
 pub fn plain_mask(m: &Run, b: u64, span: Span) -> Tensor {
     let cx = &m.cx;
     let i64s = |op, n: u64| cx.empty(op, Shape::new(&[n]), ScalarType::I64);
-    let batches = i64s(OpId::ARANGE, b);
-    let heads = i64s(OpId::ARANGE, 1);
+    let arange = |n| i64s(OpId::ARANGE, n);
     let shifted = |n| {
-        let raw = i64s(OpId::ARANGE, n);
+        let raw = arange(n);
         let sum = i64s(OpId::ADD, n);
         drop(raw);
         sum
     };
-    let (q, kv) = (shifted(span.q), shifted(span.kv));
+    let indices = if m.options.stack.transformers_5() {
+        vec![arange(b), arange(1), shifted(span.q), shifted(span.kv)]
+    } else {
+        vec![arange(span.kv), arange(b), arange(1)]
+    };
     let mask = causal_function(m, span);
-    drop(batches);
-    drop(heads);
-    drop(q);
-    drop(kv);
+    indices.into_iter().for_each(drop);
     let mask = ops::view(cx, &mask, Shape::new(&[1, 1, span.q, span.kv]));
     ops::expand(cx, &mask, Shape::new(&[b, 1, span.q, span.kv]))
 }
@@ -275,6 +275,17 @@ pub fn causal(m: &Run, batch: &Batch, b: u64, s: u64, dtype: ScalarType) -> Opti
     windowed(m, batch, b, s, dtype, None)
 }
 
+/// How a model asks for its mask.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Of a sliding mask.
+    pub window: Option<u64>,
+    /// Numbers to add rather than booleans.
+    pub eager: bool,
+    /// The position ids are handed over, in which packed sequences are then looked for.
+    pub positions: bool,
+}
+
 /// `create_sliding_window_causal_mask` where `window` is given: SDPA's `is_causal` does only while the sequence is shorter
 /// (cases `gemma3-tiny-plain-bf16-sdpa` and its `-tf4.57.6` twin).
 pub fn windowed(
@@ -285,13 +296,30 @@ pub fn windowed(
     dtype: ScalarType,
     window: Option<u64>,
 ) -> Option<Tensor> {
-    let eager = m.options.attention == Attention::Eager;
+    let request = Request {
+        window,
+        eager: m.options.attention == Attention::Eager,
+        positions: true,
+    };
+    requested(m, batch, b, s, dtype, request)
+}
+
+/// The mask of a `request` (case `gpt-oss-tiny-plain-bf16-eager` has one without positions).
+pub fn requested(
+    m: &Run,
+    batch: &Batch,
+    b: u64,
+    s: u64,
+    dtype: ScalarType,
+    request: Request,
+) -> Option<Tensor> {
+    let Request { window, eager, .. } = request;
     let span = Span::new(m, s, window);
     let must = eager || window.is_some_and(|w| span.kv >= w);
     match &batch.attention_mask {
         None => {
             if m.cache().is_none() && (m.training || !m.options.use_cache) {
-                let packed = find_packed(m, b, s);
+                let packed = request.positions.then(|| find_packed(m, b, s)).flatten();
                 let mut mask = match &packed {
                     Some(_) => Some(packed_mask(m, b, span)),
                     None => must.then(|| plain_mask(m, b, span)),

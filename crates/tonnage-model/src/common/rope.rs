@@ -13,12 +13,32 @@ pub fn tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) 
 
 /// The tables for position ids of `[b, s]`: [b, S, dim] (callers that generate pass a row of positions for each sequence).
 pub fn tables_for(m: &Run, b: u64, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
+    tables_of(m, b, s, dim, dtype, true)
+}
+
+/// The same as [1, S, dim / 2] (`GptOssRotaryEmbedding.forward`, which does not write the frequencies twice).
+pub fn half_tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
+    tables_of(m, 1, s, dim, dtype, false)
+}
+
+fn tables_of(
+    m: &Run,
+    b: u64,
+    s: u64,
+    dim: u64,
+    dtype: ScalarType,
+    twice: bool,
+) -> (Tensor, Tensor) {
     let cx = &m.cx;
     cx.with_grad(false, || {
         let positions = cx.empty(OpId::TO_COPY, Shape::new(&[b, 1, s]), ScalarType::F32);
         let freqs = cx.empty(OpId::BMM, Shape::new(&[b, dim / 2, s]), ScalarType::F32);
         cx.gemm();
-        let emb = cx.empty(OpId::CAT, Shape::new(&[b, s, dim]), ScalarType::F32);
+        let emb = if twice {
+            cx.empty(OpId::CAT, Shape::new(&[b, s, dim]), ScalarType::F32)
+        } else {
+            ops::transpose(cx, &freqs, 1, 2)
+        };
         let table = |op| {
             let raw = ops::plain(cx, op, &emb, ScalarType::F32);
             let scaled = ops::plain(cx, OpId::MUL, &raw, ScalarType::F32);

@@ -5,6 +5,7 @@
 //! it to its input's dtype is the engine's work, not the operator's.
 
 pub mod attention;
+pub mod complex;
 pub mod conv;
 pub mod embedding;
 pub mod image;
@@ -20,6 +21,7 @@ pub mod reduce;
 pub mod view;
 
 pub use attention::*;
+pub use complex::*;
 pub use conv::*;
 pub use embedding::*;
 pub use image::*;

@@ -230,6 +230,21 @@ pub fn narrow(cx: &Cx, x: &Tensor, dim: isize, _start: u64, len: u64) -> Tensor 
     })
 }
 
+/// `x[..., start::step]` on the last dimension, whose size is a multiple of `step`.
+pub fn every(cx: &Cx, x: &Tensor, step: u64) -> Tensor {
+    let n = cx.node(OpId::SLICE, &[x]);
+    let last = x.shape.ndim() - 1;
+    let mut st = x.strides;
+    st[last] *= step;
+    let y = x.alias(x.shape.with(-1, x.size(-1) / step), st);
+    n.finish(cx, y, |cx, s, g| {
+        smallvec![
+            g[0].as_ref()
+                .map(|g| cx.empty(OpId::SLICE_BACKWARD, s.inputs[0].shape, g.dtype))
+        ]
+    })
+}
+
 /// `x[..., start:start+len]` on dimension `dim`: Python's indexing leaves out a slice that takes everything
 /// (torch 2.11, aten/src/ATen/TensorIndexing.h, applySlice) and gives an alias.
 pub fn slice(cx: &Cx, x: &Tensor, dim: isize, start: u64, len: u64) -> Tensor {
