@@ -286,7 +286,7 @@ impl Layer {
         let sinks = ops::reshape(cx, m.weight(self.sinks), Shape::new(&[1, h, 1, 1]));
         let sinks = ops::expand(cx, &sinks, Shape::new(&[b, h, s, 1]));
         let mut combined = ops::cat(cx, &[&w, &sinks], -1);
-        let (largest, at) = ops::max(cx, &combined);
+        let (largest, at) = ops::max_last(cx, &combined);
         drop(at);
         let difference = ops::sub(cx, &combined, &largest);
         drop(largest);

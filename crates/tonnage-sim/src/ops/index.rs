@@ -82,7 +82,7 @@ pub fn scatter_(cx: &Cx, zeros: Tensor, index: &Tensor, source: &Tensor) -> Tens
 
 /// `x.max(dim=-1, keepdim=True)`: values and int64 indices, which are kept (FunctionsManual.cpp,
 /// value_selecting_reduction_backward).
-pub fn max(cx: &Cx, x: &Tensor) -> (Tensor, Tensor) {
+pub fn max_last(cx: &Cx, x: &Tensor) -> (Tensor, Tensor) {
     crate::ops::topk(cx, x, 1)
 }
 
