@@ -269,8 +269,8 @@ impl Arch for DeepSeek {
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             let tables = m.within(self.rotary, || Tables::new(m, &self.c, s, emb.dtype));
             let mut x = emb.clone();
-            for l in &self.layers {
-                x = if m.options.checkpoint && m.training {
+            for (i, l) in self.layers.iter().enumerate() {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask.clone(), tables.clone(), pos.clone());
                     cx.checkpoint(vec![x], move |_, t| {

@@ -466,9 +466,9 @@ impl Arch for GptOss {
                 common::rope::half_tables(m, s, self.c.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
-            for l in &self.layers {
+            for (i, l) in self.layers.iter().enumerate() {
                 let mask = masks[usize::from(l.sliding)].clone();
-                x = if m.options.checkpoint && m.training {
+                x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask, sin.clone(), cos.clone(), pos.clone());
                     cx.checkpoint(vec![x], move |_, t| {
