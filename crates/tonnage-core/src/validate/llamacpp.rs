@@ -72,15 +72,18 @@ fn predict(
     record: &Value,
     file: &mut dyn FnMut(&str) -> Option<Vec<u8>>,
 ) -> Result<(Estimate, usize), Why> {
-    let said = |s: &str| Why::Said(s.to_string());
     let settings = settings(record).map_err(Why::Said)?;
-    let name = record["gguf_header"]
-        .as_str()
-        .ok_or_else(|| said("the record names no header file"))?;
-    let bytes = file(name).ok_or_else(|| Why::Said(format!("no header file `{name}` here")))?;
+    let name = match record["gguf_header"].as_str() {
+        Some(name) => name.to_string(),
+        None => match (record["model"].as_str(), record["quant"].as_str()) {
+            (Some(model), Some(quant)) => format!("{model}.{quant}.gguf-header"),
+            _ => return Err(Why::Said("the record names no model".into())),
+        },
+    };
+    let bytes = file(&name).ok_or_else(|| Why::Said(format!("no header file `{name}` here")))?;
     let gguf = match header(&bytes, Some(bytes.len() as u64)) {
         Ok(Progress::Done(g)) => g,
-        Ok(Progress::Need(_)) => return Err(said("the header is cut short")),
+        Ok(Progress::Need(_)) => return Err(Why::Said("the header is cut short".into())),
         Err(e) => return Err(Why::Said(e.to_string())),
     };
     let layers = layers(&gguf);

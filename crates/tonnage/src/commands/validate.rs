@@ -16,25 +16,28 @@ const MAX_LINE: u64 = 64 << 20;
 /// Largest model header that is read.
 const MAX_HEADER: u64 = 1 << 30;
 
-/// The header of a model that a record names: in `gguf/` beside the records (also compressed) or in `gguf-headers/` beside their folder.
+/// The header of a model that a record names: in `gguf/` beside the records or in `gguf-headers/` beside their folder, otherwise among
+/// this project's own in the working directory. Each also compressed.
 fn model_header(records: &Path, name: &str) -> Option<Vec<u8>> {
     // a record must not choose another folder
     let name = Path::new(name).file_name()?;
     let folder = records.parent()?;
-    let packed = folder.join("gguf").join(name).with_added_extension("gz");
-    let mut out = Vec::new();
-    if let Ok(f) = File::open(packed) {
-        let f = flate2::read::GzDecoder::new(f);
-        f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
-        return Some(out);
-    }
-    let plain = [
-        folder.join("gguf").join(name),
-        folder.join("..").join("gguf-headers").join(name),
+    let folders = [
+        folder.join("gguf"),
+        folder.join("..").join("gguf-headers"),
+        Path::new("groundtruth").join("gguf"),
     ];
-    let f = plain.iter().find_map(|p| File::open(p).ok())?;
-    f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
-    Some(out)
+    folders.iter().find_map(|f| {
+        let mut out = Vec::new();
+        if let Ok(f) = File::open(f.join(name)) {
+            f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
+            return Some(out);
+        }
+        let packed = File::open(f.join(name).with_added_extension("gz")).ok()?;
+        let f = flate2::read::GzDecoder::new(packed);
+        f.take(MAX_HEADER).read_to_end(&mut out).ok()?;
+        Some(out)
+    })
 }
 
 pub fn run(a: &ValidateArgs, out: &Output) -> Status {
