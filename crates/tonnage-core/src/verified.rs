@@ -36,15 +36,23 @@ pub const RECORDED_OPTIMIZERS: &[&str] = &[
 /// Architectures with at least one recorded job.
 pub const RECORDED_MODELS: &[&str] = &[
     "bert",
+    "deepseek_v2",
+    "deepseek_v3",
     "distilbert",
     "falcon",
+    "gemma2",
+    "gemma3",
     "gpt2",
     "gpt_neox",
+    "gpt_oss",
     "gpt_per_head",
     "llama",
     "mistral",
     "mixtral",
     "nanogpt",
+    "opt",
+    "phi",
+    "phi3",
     "pose",
     "qwen2",
     "qwen3",
@@ -77,7 +85,9 @@ pub fn unverified(spec: &Spec) -> Vec<String> {
     if spec.attention == Attention::FlashAttention2 {
         say("flash_attention_2 (the flash-attn package, written from its source)".into());
     }
-    if !RECORDED_MODELS.contains(&spec.model_type.as_str()) {
+    // gemma3_text is the text part of gemma3, recorded under that name
+    let model = spec.model_type.trim_end_matches("_text");
+    if !RECORDED_MODELS.contains(&model) {
         say(format!("the architecture `{}`", spec.model_type));
     }
     out

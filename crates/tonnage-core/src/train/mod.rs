@@ -65,6 +65,9 @@ fn supported(spec: &Spec) -> Result<(), CoreError> {
     if spec.loss != Loss::Library && !FUSED_LOSS.contains(&model) {
         return no("the fused loss");
     }
+    if model == "gpt_neox" && spec.loss == Loss::Liger {
+        return no("liger-kernel (it has no patch for this family)");
+    }
     if model == "gemma2" && !matches!(spec.loss, Loss::Library | Loss::Liger) {
         return no("this loss (it does not cap the logits)");
     }

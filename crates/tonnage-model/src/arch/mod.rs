@@ -122,6 +122,18 @@ pub enum Head {
     SequenceClassification,
 }
 
+impl Head {
+    /// As a job names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Head::Default => "default",
+            Head::CausalLm => "causal-lm",
+            Head::MaskedLm => "masked-lm",
+            Head::SequenceClassification => "classification",
+        }
+    }
+}
+
 /// Builds `model_type` from its configuration fields (absent ones take the library's defaults).
 pub fn build(
     model_type: &str,
@@ -129,6 +141,7 @@ pub fn build(
     head: Head,
     stack: &Stack,
 ) -> Result<Built, ModelError> {
+    head_exists(model_type, head)?;
     match model_type {
         "agi2" => agi2::build(config, head),
         "bert" => bert::build(config, head, stack),
@@ -162,7 +175,56 @@ pub fn build(
     }
 }
 
+/// Refuses a head that the family has no forward for; never another one in its place.
+fn head_exists(model_type: &str, head: Head) -> Result<(), ModelError> {
+    let heads: &[Head] = match model_type {
+        "bert" | "roberta" | "distilbert" => &[Head::MaskedLm, Head::SequenceClassification],
+        "vit" | "resnet" | "timm" | "spoter" | "pose" => &[Head::SequenceClassification],
+        "t5" | "whisper" => &[],
+        _ => &[Head::CausalLm],
+    };
+    if head == Head::Default || heads.contains(&head) {
+        return Ok(());
+    }
+    let names: Vec<&str> = heads.iter().map(Head::name).collect();
+    Err(ModelError::field(
+        "head",
+        format!(
+            "`{}` has no forward with {model_type}; {}",
+            head.name(),
+            if names.is_empty() {
+                "leave it out".into()
+            } else {
+                format!("there is {}", names.join(", "))
+            }
+        ),
+    ))
+}
+
 /// Reads an architecture's typed fields, naming the field that does not fit.
 pub fn fields<T: serde::de::DeserializeOwned>(config: &serde_json::Value) -> Result<T, ModelError> {
     serde_json::from_value(config.clone()).map_err(|e| ModelError::Json(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_without_a_forward_is_refused_by_name() {
+        let stack = Stack::default();
+        let config = serde_json::json!({});
+        for (t, head) in [
+            ("llama", Head::SequenceClassification),
+            ("phi3", Head::MaskedLm),
+            ("bert", Head::CausalLm),
+            ("t5", Head::CausalLm),
+        ] {
+            let Err(e) = build(t, &config, head, &stack) else {
+                panic!("{t} with {head:?} was built");
+            };
+            let text = e.to_string();
+            assert!(text.contains(head.name()) && text.contains(t), "{text}");
+        }
+    }
 }
