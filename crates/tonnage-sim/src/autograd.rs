@@ -4,10 +4,10 @@
 use crate::checkpoint::{Handle, Packed};
 use crate::context::{Accumulate, Cx};
 use crate::ops::{self, op::OpId};
-use crate::shape::Shape;
-use crate::tensor::Tensor;
+use crate::shape::{Shape, Strides};
+use crate::tensor::{Storage, Tensor};
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 use tonnage_units::ScalarType;
@@ -25,36 +25,59 @@ pub type Grads = SmallVec<[Option<Tensor>; 3]>;
 /// Numbers an operator keeps for its backward (sizes, flags).
 pub type Args = [u64; 6];
 
-/// What a backward function reads: unpacked saved tensors (absent where not kept), which inputs want gradients, numbers and shapes.
-pub struct Saved {
-    pub t: SmallVec<[Option<Tensor>; 4]>,
-    pub need: SmallVec<[bool; 4]>,
-    pub args: Args,
-    pub meta: SmallVec<[Meta; 2]>,
-    /// Shapes of the node's inputs, as recorded at forward.
-    pub inputs: SmallVec<[Meta; 3]>,
-    /// The incoming gradients as the engine keeps them through the call.
-    incoming: RefCell<Grads>,
+/// What a backward function reads: the node's numbers and shapes (it dereferences to [`Node`]), its saved tensors (those of a
+/// checkpointed region made again), and which inputs want gradients.
+pub struct Saved<'a> {
+    node: &'a Node,
+    slots: Ref<'a, Slots>,
+    /// Recomputed tensors by slot; empty where nothing was recomputed.
+    redone: SmallVec<[Option<Tensor>; 2]>,
+    pub need: SmallVec<[bool; 8]>,
+    /// The blocks of the incoming gradients, which the engine keeps through the call.
+    incoming: RefCell<Held>,
 }
 
-impl Saved {
+type Slots = SmallVec<[Slot; 2]>;
+type Held = SmallVec<[Option<Rc<Storage>>; 3]>;
+
+impl std::ops::Deref for Saved<'_> {
+    type Target = Node;
+    #[inline]
+    fn deref(&self) -> &Node {
+        self.node
+    }
+}
+
+impl Saved<'_> {
     /// For an operator that stands for two nodes: the first one is done and hands `g` to the second, whose incoming gradient 0 it is
     /// (the old one goes now, unless something else holds it).
     pub fn hand_over(&self, g: &Tensor) {
-        let old = self.incoming.borrow_mut()[0].replace(g.clone());
+        let old = self.incoming.borrow_mut()[0].replace(g.storage.clone());
         drop(old);
     }
-    /// The end of the generated `apply`: its unpacked locals die in reverse order.
+    /// The end of the generated `apply`: its unpacked locals die in reverse order (those that the node itself keeps live on).
     fn finish(mut self) {
-        while let Some(t) = self.t.pop() {
+        while let Some(t) = self.redone.pop() {
             drop(t);
         }
+    }
+    /// Saved tensor `i`, if it was kept.
+    #[inline]
+    pub fn get(&self, i: usize) -> Option<&Tensor> {
+        match self.slots.get(i)? {
+            Slot::Empty => None,
+            Slot::Kept(t) => Some(t),
+            Slot::Recompute(_) => self.redone.get(i)?.as_ref(),
+        }
+    }
+    /// Every slot.
+    pub fn all(&self) -> impl Iterator<Item = Option<&Tensor>> {
+        (0..self.slots.len()).map(|i| self.get(i))
     }
     /// Saved tensor `i`; a bug of the operator if it was not kept.
     #[inline]
     pub fn tensor(&self, i: usize) -> &Tensor {
-        self.t[i]
-            .as_ref()
+        self.get(i)
             .expect("operator reads a tensor that it did not save")
     }
 }
@@ -67,7 +90,21 @@ pub struct Meta {
     pub dtype: ScalarType,
 }
 
+/// Shape and dtype of a node's input or output.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub shape: Shape,
+    pub dtype: ScalarType,
+}
+
 impl Tensor {
+    #[inline]
+    fn form(&self) -> Form {
+        Form {
+            shape: self.shape,
+            dtype: self.dtype,
+        }
+    }
     /// Shape, strides and dtype.
     #[inline]
     pub fn meta(&self) -> Meta {
@@ -92,7 +129,16 @@ pub trait CustomBackward {
 enum Kind {
     Operator(BackwardFn),
     Custom(Box<dyn CustomBackward>),
-    Accumulate,
+    Accumulate(Box<Leaf>),
+    /// Not finished yet, or back in the pool.
+    Blank,
+}
+
+/// What AccumulateGrad works on.
+struct Leaf {
+    strides: Strides,
+    /// The tensor's `.grad`.
+    grad: RefCell<Option<Tensor>>,
 }
 
 pub(crate) enum Slot {
@@ -101,57 +147,60 @@ pub(crate) enum Slot {
     Recompute(Handle),
 }
 
-/// A node of the graph.
+/// A node of the graph. Nodes are made in place and go back to the context's pool when backward has used them.
 pub struct Node {
     pub op: OpId,
     seq: u64,
     module: u32,
-    kind: Kind,
-    saved: RefCell<SmallVec<[Slot; 4]>>,
-    args: Args,
-    meta: SmallVec<[Meta; 2]>,
-    inputs: SmallVec<[Meta; 3]>,
-    next: RefCell<SmallVec<[Option<Edge>; 3]>>,
-    outputs: RefCell<SmallVec<[Meta; 1]>>,
     deps: Cell<u32>,
+    kind: Kind,
+    /// Numbers that the operator keeps.
+    pub args: Args,
+    /// Layouts that the operator keeps.
+    pub meta: Vec<Meta>,
+    /// The node's inputs, as recorded at forward.
+    pub inputs: SmallVec<[Form; 3]>,
+    /// Its outputs.
+    pub outputs: SmallVec<[Form; 1]>,
+    next: SmallVec<[Option<Edge>; 3]>,
+    saved: RefCell<Slots>,
     buffer: RefCell<SmallVec<[Option<Tensor>; 1]>>,
-    /// AccumulateGrad: the leaf's `.grad`.
-    pub grad: RefCell<Option<Tensor>>,
+}
+
+/// function.cpp, deleteNode: the nodes that only this one holds go with it, the last edge first. A deep graph would recurse once a
+/// node: take it apart iteratively.
+fn unlink(next: &mut SmallVec<[Option<Edge>; 3]>) {
+    let mut stack: SmallVec<[Edge; 8]> = next.drain(..).flatten().collect();
+    while let Some(mut e) = stack.pop() {
+        if let Some(n) = Rc::get_mut(&mut e.node) {
+            stack.extend(n.next.drain(..).flatten());
+        }
+    }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // function.cpp, deleteNode: own saved tensors first, then the nodes that only this one holds, the last edge first.
-        // A deep graph would recurse once a node: take it apart iteratively.
+        // own saved tensors first
         for s in self.saved.get_mut().drain(..) {
             drop(s);
         }
-        let mut stack: SmallVec<[Edge; 8]> = self.next.get_mut().drain(..).flatten().collect();
-        while let Some(e) = stack.pop() {
-            if let Some(mut n) = Rc::into_inner(e.node) {
-                stack.extend(n.next.get_mut().drain(..).flatten());
-            }
+        if !self.next.is_empty() {
+            unlink(&mut self.next);
         }
     }
 }
 
 /// A node under construction: made before the kernel runs (its sequence number and its saved inputs come first), closed with its outputs.
-pub struct NodeBuilder(Option<Pending>);
-
-struct Pending {
-    op: OpId,
-    seq: u64,
-    next: SmallVec<[Option<Edge>; 3]>,
-    inputs: SmallVec<[Meta; 3]>,
-    saved: SmallVec<[Slot; 4]>,
-    args: Args,
-    meta: SmallVec<[Meta; 2]>,
-}
+pub struct NodeBuilder(Option<Rc<Node>>);
 
 impl NodeBuilder {
     /// No node: no input wants a gradient, or recording is off.
     pub fn none() -> NodeBuilder {
         NodeBuilder(None)
+    }
+    #[inline]
+    fn node(&mut self) -> Option<&mut Node> {
+        self.0.as_mut().and_then(Rc::get_mut)
     }
     /// Will there be a node?
     #[inline]
@@ -161,18 +210,18 @@ impl NodeBuilder {
     /// Does input `i` want a gradient (in a recorded graph)?
     #[inline]
     pub fn need(&self, i: usize) -> bool {
-        self.0.as_ref().is_some_and(|p| p.next[i].is_some())
+        self.0.as_ref().is_some_and(|n| n.next[i].is_some())
     }
     /// Keeps `t` for backward in the next slot. Slots are released in order: use torch's order (inputs by name, then outputs).
     #[inline]
     pub fn save(&mut self, cx: &Cx, t: &Tensor) {
-        if let Some(p) = &mut self.0 {
+        if let Some(n) = self.node() {
             let s = match cx.pack(t) {
                 Packed::Plain => Slot::Kept(t.clone_no_edge()),
                 Packed::Handle(h) => Slot::Recompute(h),
                 Packed::Muted => Slot::Empty,
             };
-            p.saved.push(s);
+            n.saved.get_mut().push(s);
         }
     }
     /// Keeps `t` if `wanted`, else leaves the slot empty.
@@ -187,30 +236,31 @@ impl NodeBuilder {
     /// An empty slot.
     #[inline]
     pub fn skip(&mut self) {
-        if let Some(p) = &mut self.0 {
-            p.saved.push(Slot::Empty);
+        if let Some(n) = self.node() {
+            n.saved.get_mut().push(Slot::Empty);
         }
     }
     #[inline]
     pub fn args(&mut self, a: Args) {
-        if let Some(p) = &mut self.0 {
-            p.args = a;
+        if let Some(n) = self.node() {
+            n.args = a;
         }
     }
     /// Keeps a tensor's shape, strides and dtype (not its data).
     #[inline]
     pub fn meta(&mut self, t: &Tensor) {
-        if let Some(p) = &mut self.0 {
-            p.meta.push(t.meta());
+        if let Some(n) = self.node() {
+            n.meta.push(t.meta());
         }
     }
     /// The finished operator with one output.
     #[inline]
     pub fn finish(self, cx: &Cx, mut y: Tensor, f: BackwardFn) -> Tensor {
-        if let Some(p) = self.0
-            && !cx.0.muted.get()
-        {
-            let node = p.into_node(cx, Kind::Operator(f), SmallVec::from_buf([y.meta()]));
+        if let Some(mut node) = self.close(cx) {
+            if let Some(n) = Rc::get_mut(&mut node) {
+                n.kind = Kind::Operator(f);
+                n.outputs.push(y.form());
+            }
             y.edge = Some(Edge { node, output: 0 });
         }
         y
@@ -224,10 +274,11 @@ impl NodeBuilder {
         self.finish_kind(cx, ys, Kind::Custom(f));
     }
     fn finish_kind(self, cx: &Cx, ys: &mut [Tensor], kind: Kind) {
-        if let Some(p) = self.0
-            && !cx.0.muted.get()
-        {
-            let node = p.into_node(cx, kind, ys.iter().map(|y| y.meta()).collect());
+        if let Some(mut node) = self.close(cx) {
+            if let Some(n) = Rc::get_mut(&mut node) {
+                n.kind = kind;
+                n.outputs.extend(ys.iter().map(|y| y.form()));
+            }
             for (i, y) in ys.iter_mut().enumerate() {
                 if y.dtype.is_float() {
                     y.edge = Some(Edge {
@@ -238,26 +289,36 @@ impl NodeBuilder {
             }
         }
     }
+    /// The node, unless the code around it only unwinds.
+    #[inline]
+    fn close(self, cx: &Cx) -> Option<Rc<Node>> {
+        let mut node = self.0?;
+        let n = Rc::get_mut(&mut node)?;
+        if cx.0.muted.get() {
+            n.next.clear();
+            return None;
+        }
+        n.module = cx.module();
+        Some(node)
+    }
 }
 
-impl Pending {
-    #[inline]
-    fn into_node(self, cx: &Cx, kind: Kind, outputs: SmallVec<[Meta; 1]>) -> Rc<Node> {
-        Rc::new(Node {
-            op: self.op,
-            seq: self.seq,
-            module: cx.module(),
-            kind,
-            saved: RefCell::new(self.saved),
-            args: self.args,
-            meta: self.meta,
-            inputs: self.inputs,
-            next: RefCell::new(self.next),
-            outputs: RefCell::new(outputs),
+impl Node {
+    fn blank() -> Node {
+        Node {
+            op: OpId::ACCUMULATE,
+            seq: u64::MAX,
+            module: 0,
             deps: Cell::new(0),
+            kind: Kind::Blank,
+            args: [0; 6],
+            meta: Vec::new(),
+            inputs: SmallVec::new(),
+            outputs: SmallVec::new(),
+            next: SmallVec::new(),
+            saved: RefCell::default(),
             buffer: RefCell::default(),
-            grad: RefCell::new(None),
-        })
+        }
     }
 }
 
@@ -270,15 +331,19 @@ impl Cx {
         }
         let seq = self.0.next_seq.get();
         self.0.next_seq.set(seq + 1);
-        NodeBuilder(Some(Pending {
-            op,
-            seq,
-            next: inputs.iter().map(|t| t.edge.clone()).collect(),
-            inputs: inputs.iter().map(|t| t.meta()).collect(),
-            saved: SmallVec::new(),
-            args: [0; 6],
-            meta: SmallVec::new(),
-        }))
+        let mut node = match self.0.nodes.borrow_mut().pop() {
+            Some(n) => n,
+            None => Rc::new(Node::blank()),
+        };
+        if let Some(n) = Rc::get_mut(&mut node) {
+            n.op = op;
+            n.seq = seq;
+            for t in inputs {
+                n.next.push(t.edge.clone());
+                n.inputs.push(t.form());
+            }
+        }
+        NodeBuilder(Some(node))
     }
 
     /// `t.requires_grad_()` on an activation: the graph keeps its data as long as a consumer's node points to it.
@@ -293,21 +358,14 @@ impl Cx {
 
     /// Makes `t` a leaf that wants a gradient.
     pub fn require_grad(&self, mut t: Tensor) -> Tensor {
-        let node = Rc::new(Node {
-            op: OpId::ACCUMULATE,
-            seq: u64::MAX,
-            module: self.module(),
-            kind: Kind::Accumulate,
-            saved: RefCell::default(),
-            args: [0; 6],
-            meta: SmallVec::new(),
-            inputs: SmallVec::new(),
-            next: RefCell::default(),
-            outputs: RefCell::new(SmallVec::from_buf([t.meta()])),
-            deps: Cell::new(0),
-            buffer: RefCell::default(),
+        let mut node = Node::blank();
+        node.module = self.module();
+        node.kind = Kind::Accumulate(Box::new(Leaf {
+            strides: t.strides,
             grad: RefCell::new(None),
-        });
+        }));
+        node.outputs.push(t.form());
+        let node = Rc::new(node);
         t.leaf = true;
         t.edge = Some(Edge { node, output: 0 });
         t
@@ -315,10 +373,21 @@ impl Cx {
 }
 
 impl Tensor {
+    #[inline]
+    fn grad_slot(&self) -> Option<&RefCell<Option<Tensor>>> {
+        match &self.edge.as_ref().filter(|_| self.leaf)?.node.kind {
+            Kind::Accumulate(l) => Some(&l.grad),
+            _ => None,
+        }
+    }
     /// A leaf's gradient, if it has one now.
     pub fn grad(&self) -> Option<Tensor> {
-        let e = self.edge.as_ref()?;
-        self.leaf.then(|| e.node.grad.borrow().clone()).flatten()
+        self.grad_slot()?.borrow().clone()
+    }
+    /// Calls `f` with a leaf's gradient, if it has one now.
+    #[inline]
+    pub fn with_grad<R>(&self, f: impl FnOnce(&Tensor) -> R) -> Option<R> {
+        self.grad_slot()?.borrow().as_ref().map(f)
     }
     /// The last reference goes: its history first, then its storage (c10/core/TensorImpl.cpp, release_resources).
     pub fn forget(self) {
@@ -328,12 +397,7 @@ impl Tensor {
     }
     /// Takes a leaf's gradient away (`p.grad = None`).
     pub fn take_grad(&self) -> Option<Tensor> {
-        let e = self.edge.as_ref()?;
-        if self.leaf {
-            e.node.grad.borrow_mut().take()
-        } else {
-            None
-        }
+        self.grad_slot()?.borrow_mut().take()
     }
 }
 
@@ -364,13 +428,14 @@ pub fn backward(cx: &Cx, loss: &Tensor) {
 /// `torch.autograd.backward(y, grad)`. May be called from inside a node's backward.
 pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
     let Some(root) = y.edge.clone() else { return };
-    let mut stack: Vec<Rc<Node>> = vec![root.node.clone()];
+    let mut stack: Vec<&Node> = Vec::with_capacity(64);
+    stack.push(&root.node);
     while let Some(n) = stack.pop() {
-        for e in n.next.borrow().iter().flatten() {
+        for e in n.next.iter().flatten() {
             let d = e.node.deps.get();
             e.node.deps.set(d + 1);
             if d == 0 {
-                stack.push(e.node.clone());
+                stack.push(&e.node);
             }
         }
     }
@@ -380,20 +445,23 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
     put(cx, &root, seed.clone());
     let mut queue = BinaryHeap::with_capacity(64);
     queue.push(Ready(root.node));
-    while let Some(Ready(n)) = queue.pop() {
+    while let Some(Ready(mut n)) = queue.pop() {
         let mut grads: Grads = n.buffer.borrow_mut().drain(..).collect();
         cx.set_module(n.module);
-        if let Kind::Accumulate = n.kind {
-            accumulate_grad(cx, &n, grads[0].take());
+        if let Kind::Accumulate(leaf) = &n.kind {
+            accumulate_grad(cx, leaf, &n.outputs[0].shape, grads[0].take());
             continue;
         }
         let saved = n.unpack(cx);
         // the incoming gradients outlive the call whatever it does with its handles
-        *saved.incoming.borrow_mut() = grads.clone();
+        saved
+            .incoming
+            .borrow_mut()
+            .extend(grads.iter().map(|g| g.as_ref().map(|t| t.storage.clone())));
         let mut outs = match &n.kind {
             Kind::Operator(f) => f(cx, &saved, &mut grads),
             Kind::Custom(c) => c.backward(cx, &saved, &mut grads),
-            Kind::Accumulate => unreachable!(),
+            Kind::Accumulate(_) | Kind::Blank => unreachable!("handled above, or never finished"),
         };
         let mut held = saved.incoming.take();
         saved.finish();
@@ -404,8 +472,7 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
             drop(g.take());
         }
         n.release();
-        let next = n.next.borrow();
-        for (i, e) in next.iter().enumerate() {
+        for (i, e) in n.next.iter().enumerate() {
             let Some(e) = e else { continue };
             if let Some(g) = outs.get_mut(i).and_then(|g| g.take()) {
                 put(cx, e, g);
@@ -415,6 +482,10 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
             if d == 0 {
                 queue.push(Ready(e.node.clone()));
             }
+        }
+        if let Some(m) = Rc::get_mut(&mut n) {
+            m.recycle();
+            cx.0.nodes.borrow_mut().push(n);
         }
     }
     cx.set_module(module);
@@ -427,7 +498,7 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
 fn put(cx: &Cx, e: &Edge, g: Tensor) {
     let mut b = e.node.buffer.borrow_mut();
     if b.is_empty() {
-        b.resize(e.node.outputs.borrow().len(), None);
+        b.resize(e.node.outputs.len(), None);
     }
     let slot = &mut b[e.output as usize];
     match slot {
@@ -451,63 +522,58 @@ fn put(cx: &Cx, e: &Edge, g: Tensor) {
 }
 
 /// accumulate_grad.h, AccumulateGrad::accumulateGrad: steal the buffer where nobody else has it and its layout is the leaf's.
-fn accumulate_grad(cx: &Cx, n: &Node, g: Option<Tensor>) {
+fn accumulate_grad(cx: &Cx, leaf: &Leaf, shape: &Shape, g: Option<Tensor>) {
     let Some(g) = g else { return };
-    let mut slot = n.grad.borrow_mut();
+    let mut slot = leaf.grad.borrow_mut();
     if slot.is_some() {
         drop(g); // added in place
         return;
     }
-    let leaf = n.outputs.borrow()[0];
-    let obeys = if crate::shape::is_non_overlapping_and_dense(&leaf.shape, &leaf.strides) {
-        crate::shape::same_strides(&leaf.shape, &leaf.strides, &g.strides)
+    let obeys = if crate::shape::is_non_overlapping_and_dense(shape, &leaf.strides) {
+        crate::shape::same_strides(shape, &leaf.strides, &g.strides)
     } else {
         g.is_contiguous()
     };
-    let shared = std::rc::Rc::strong_count(&g.storage) > 1 && !g.view;
+    let shared = Rc::strong_count(&g.storage) > 1 && !g.view;
     *slot = Some(if obeys && !shared {
         g
     } else {
-        let c = cx.empty_strided(OpId::CLONE, leaf.shape, leaf.strides, g.dtype);
+        let c = cx.empty_strided(OpId::CLONE, *shape, leaf.strides, g.dtype);
         drop(g);
         c
     });
 }
 
 impl Node {
-    fn unpack(&self, cx: &Cx) -> Saved {
-        let n = self.saved.borrow().len();
-        let mut t: SmallVec<[Option<Tensor>; 4]> = SmallVec::with_capacity(n);
-        for i in 0..n {
-            let frame = match &self.saved.borrow()[i] {
-                Slot::Empty => {
-                    t.push(None);
-                    continue;
-                }
-                Slot::Kept(x) => {
-                    t.push(Some(x.clone()));
-                    continue;
-                }
-                Slot::Recompute(h) => h.clone_key(),
-            };
-            t.push(frame.unpack(cx));
+    #[inline]
+    fn unpack(&self, cx: &Cx) -> Saved<'_> {
+        let slots = self.saved.borrow();
+        let mut redone: SmallVec<[Option<Tensor>; 2]> = SmallVec::new();
+        if slots.iter().any(|s| matches!(s, Slot::Recompute(_))) {
+            for s in slots.iter() {
+                redone.push(match s {
+                    Slot::Recompute(h) => h.unpack(cx),
+                    _ => None,
+                });
+            }
         }
         Saved {
+            node: self,
+            slots,
+            redone,
+            need: self.next.iter().map(|e| e.is_some()).collect(),
             incoming: RefCell::default(),
-            t,
-            need: self.next.borrow().iter().map(|e| e.is_some()).collect(),
-            args: self.args,
-            meta: self.meta.clone(),
-            inputs: self.inputs.clone(),
         }
     }
 
     /// Reduces broadcast gradients to the input's shape and casts them to its dtype (engine.cpp, validate_outputs).
+    #[inline]
     fn validate(&self, cx: &Cx, outs: &mut Grads) {
-        let next = self.next.borrow();
         for (i, g) in outs.iter_mut().enumerate() {
-            let Some(Some(e)) = next.get(i) else { continue };
-            let want = e.node.outputs.borrow()[e.output as usize];
+            let Some(Some(e)) = self.next.get(i) else {
+                continue;
+            };
+            let want = &e.node.outputs[e.output as usize];
             if let Some(t) = g
                 && t.shape != want.shape
             {
@@ -524,12 +590,22 @@ impl Node {
     }
 
     fn release(&self) {
-        let slots = std::mem::take(&mut *self.saved.borrow_mut());
-        for s in slots {
+        for s in self.saved.borrow_mut().drain(..) {
             drop(s);
         }
         if let Kind::Custom(c) = &self.kind {
             c.release();
         }
+    }
+
+    /// Ready for another operator, as after [`Node::blank`].
+    fn recycle(&mut self) {
+        unlink(&mut self.next);
+        self.kind = Kind::Blank;
+        self.args = [0; 6];
+        self.meta.clear();
+        self.inputs.clear();
+        self.outputs.clear();
+        self.buffer.get_mut().clear();
     }
 }

@@ -94,20 +94,6 @@ impl Drop for Handle {
     }
 }
 
-pub(crate) struct Key {
-    frame: Rc<Frame>,
-    index: u32,
-}
-
-impl Handle {
-    pub(crate) fn clone_key(&self) -> Key {
-        Key {
-            frame: self.frame.clone(),
-            index: self.index,
-        }
-    }
-}
-
 /// What the innermost saved-tensor hook does with a tensor.
 pub(crate) enum Hooks {
     Record(Rc<Frame>),
@@ -297,8 +283,9 @@ impl CustomBackward for Reentrant {
     }
 }
 
-impl Key {
-    pub(crate) fn unpack(self, cx: &Cx) -> Option<Tensor> {
+impl Handle {
+    /// The saved tensor; the first one of its frame runs the checkpointed code again.
+    pub(crate) fn unpack(&self, cx: &Cx) -> Option<Tensor> {
         let f = &self.frame;
         if !f.done.get() {
             f.redone.set(0);

@@ -1,6 +1,7 @@
 //! Where a simulation happens: event list, owner, grad mode, autocast, workspaces, recomputation.
 
 use crate::autocast::Autocast;
+use crate::autograd::Node;
 use crate::checkpoint::{Hooks, Recompute};
 use crate::ops::op::OpId;
 use crate::shape::Shape;
@@ -62,6 +63,8 @@ pub struct CxInner {
     pub(crate) autocast: RefCell<Autocast>,
     pub(crate) hooks: RefCell<Vec<Hooks>>,
     pub(crate) recompute: Cell<Recompute>,
+    /// Used nodes, ready for the next operators.
+    pub(crate) nodes: RefCell<Vec<Rc<Node>>>,
 }
 
 impl CxInner {
@@ -94,6 +97,7 @@ impl Cx {
             autocast: RefCell::default(),
             hooks: RefCell::default(),
             recompute: Cell::default(),
+            nodes: RefCell::default(),
         }))
     }
 

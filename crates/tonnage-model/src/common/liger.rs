@@ -18,7 +18,7 @@ impl CustomBackward for Backward {
         drop(all);
         drop(eq);
         drop(one);
-        s.t.iter().cloned().collect()
+        s.all().map(|t| t.cloned()).collect()
     }
 }
 

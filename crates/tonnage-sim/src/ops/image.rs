@@ -125,12 +125,13 @@ pub fn global_avg_pool2d(cx: &Cx, x: &Tensor) -> Tensor {
     }
     let c = y.size(1);
     // out.as_strided((n, c, 1, 1), (c, 1, c, c))
-    let n = cx.node(OpId::VIEW, &[&y]);
+    let mut n = cx.node(OpId::VIEW, &[&y]);
+    n.meta(&y);
     let st = [c, 1, c, c, 0, 0];
     n.finish(cx, y.alias(y.shape, st), |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
         // FunctionsManual.cpp, as_strided_backward: zeros of the storage's size, filled through the output's strides
-        let m = &s.inputs[0];
+        let m = &s.meta[0];
         let base = cx.empty(OpId::ZEROS, Shape::new(&[m.shape.numel()]), g.dtype);
         smallvec![Some(base.alias(m.shape, m.strides))]
     })

@@ -20,6 +20,7 @@ pub fn index(cx: &Cx, x: &Tensor, dim: isize, indices: &[&Tensor]) -> Tensor {
     let k = x.shape.index(dim);
     let n = indices[0].numel();
     let mut node = cx.node(OpId::INDEX, &[x]);
+    node.meta(x);
     node.args([k as u64, n, indices.len() as u64, 0, 0, 0]);
     for i in indices {
         node.save(cx, i);
@@ -31,7 +32,7 @@ pub fn index(cx: &Cx, x: &Tensor, dim: isize, indices: &[&Tensor]) -> Tensor {
     let y = cx.empty(OpId::INDEX, Shape::new(&dims), x.dtype);
     node.finish(cx, y, |cx, s, g| -> Grads {
         // zeros, and the gradient added into them; a traced run does so out of place and tests the indices' range
-        let to = s.inputs[0];
+        let to = s.meta[0];
         let dtype = g[0].as_ref().map_or(to.dtype, |g| g.dtype);
         let (k, n, count) = (s.args[0] as usize, s.args[1], s.args[2] as usize);
         let slots = to.shape.dims()[k..k + count]

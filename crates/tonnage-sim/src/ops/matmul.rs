@@ -1,6 +1,6 @@
 //! Matrix products (torch 2.11, aten/src/ATen/native/LinearAlgebra.cpp, Linear.cpp, cuda/Blas.cpp; derivatives.yaml).
 
-use crate::autograd::{Grads, Meta, Saved};
+use crate::autograd::{Args, Grads, Saved};
 use crate::context::Cx;
 use crate::ops::op::OpId;
 use crate::ops::pointwise::{add, add_};
@@ -90,18 +90,51 @@ fn kernel(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> 
 
 /// The gradient of a matrix operand with the layout of that operand (FunctionsManual.cpp, mm_mat1_grad, mm_mat2_grad):
 /// for a column-major operand the transpose is computed and turned, so the result is a view.
-fn mm_grad(cx: &Cx, of: &Meta, a: &Tensor, b: &Tensor) -> Tensor {
-    let (r, c) = (of.shape.size(0), of.shape.size(1));
-    if of.strides[0] == 1 && of.strides[1] == r {
+fn mm_grad(cx: &Cx, of: &Operand, a: &Tensor, b: &Tensor) -> Tensor {
+    let (r, c) = (of.rows, of.columns);
+    if of.column_major {
         turned(&product(cx, OpId::MM, Shape::new(&[c, r]), b, a, false))
     } else {
-        product(cx, OpId::MM, of.shape, a, b, false)
+        product(cx, OpId::MM, Shape::new(&[r, c]), a, b, false)
     }
 }
 
-// ---- matrices -------------------------------------------------------------------------------------------------------
+/// What the backward of a product needs to know of an operand.
+struct Operand {
+    rows: u64,
+    columns: u64,
+    column_major: bool,
+}
 
 const TURNED: u64 = 1;
+const FIRST_COLUMN_MAJOR: u64 = 2;
+const SECOND_COLUMN_MAJOR: u64 = 4;
+
+/// The numbers that a node keeps of `x @ w`: sizes and layouts, and whether `w` is a turned view of the weight.
+fn keep(x: &Tensor, w: &Tensor, turn: bool) -> Args {
+    let column_major = |t: &Tensor| t.strides[0] == 1 && t.strides[1] == t.size(0);
+    let bits = turn as u64 * TURNED
+        | column_major(x) as u64 * FIRST_COLUMN_MAJOR
+        | column_major(w) as u64 * SECOND_COLUMN_MAJOR;
+    [bits, x.size(0), x.size(1), w.size(1), 0, 0]
+}
+
+/// The operands of `x @ w` and whether the weight was turned.
+fn kept(args: &Args) -> (Operand, Operand, bool) {
+    let &[bits, rows, inner, columns, ..] = args;
+    let operand = |rows, columns, bit| Operand {
+        rows,
+        columns,
+        column_major: bits & bit != 0,
+    };
+    (
+        operand(rows, inner, FIRST_COLUMN_MAJOR),
+        operand(inner, columns, SECOND_COLUMN_MAJOR),
+        bits & TURNED != 0,
+    )
+}
+
+// ---- matrices -------------------------------------------------------------------------------------------------------
 
 /// `addmm(b, flat(x), w or w.t())` and the view back, as one node. Edges: self (bias), mat1, mat2.
 fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
@@ -112,9 +145,7 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     };
     let wm = if turn { turned(w) } else { w.clone_no_edge() };
     let mut n = cx.node(OpId::ADDMM, &[b, x, w]);
-    n.args([turn as u64, 0, 0, 0, 0, 0]);
-    n.meta(&x2);
-    n.meta(&wm);
+    n.args(keep(&x2, &wm, turn));
     let (need_x, need_w) = (n.need(1), n.need(2));
     n.save_if(cx, need_w, &x2);
     n.save_if(cx, need_x, &wm);
@@ -135,11 +166,11 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     }
     drop(x2);
     n.finish(cx, y, |cx, s, g| -> Grads {
-        let (mx, mw) = (&s.meta[0], &s.meta[1]);
-        let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
+        let (mx, mw, turn) = kept(&s.args);
+        let shape = Shape::new(&[mx.rows, mw.columns]);
         let g = reshaped_grad(cx, s, g, shape);
         let gx = s.need[1].then(|| {
-            let t = mm_grad(cx, mx, &g, s.tensor(1));
+            let t = mm_grad(cx, &mx, &g, s.tensor(1));
             let to = s.inputs[1].shape;
             if to.ndim() == 2 {
                 t
@@ -148,8 +179,8 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
             }
         });
         let gw = s.need[2].then(|| {
-            let t = mm_grad(cx, mw, s.tensor(0), &g);
-            if s.args[0] == TURNED { turned(&t) } else { t }
+            let t = mm_grad(cx, &mw, s.tensor(0), &g);
+            if turn { turned(&t) } else { t }
         });
         smallvec![s.need[0].then_some(g), gx, gw]
     })
@@ -164,9 +195,7 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     };
     let wm = if turn { turned(w) } else { w.clone_no_edge() };
     let mut n = cx.node(OpId::MM, &[x, w]);
-    n.args([turn as u64, 0, 0, 0, 0, 0]);
-    n.meta(&x2);
-    n.meta(&wm);
+    n.args(keep(&x2, &wm, turn));
     let (need_x, need_w) = (n.need(0), n.need(1));
     n.save_if(cx, need_x, &wm);
     n.save_if(cx, need_w, &x2);
@@ -185,15 +214,15 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
     };
     drop(x2);
     n.finish(cx, y, |cx, s, g| -> Grads {
-        let (mx, mw) = (&s.meta[0], &s.meta[1]);
-        let shape = Shape::new(&[mx.shape.size(0), mw.shape.size(1)]);
+        let (mx, mw, turn) = kept(&s.args);
+        let shape = Shape::new(&[mx.rows, mw.columns]);
         let g = reshaped_grad(cx, s, g, shape);
         let gw = s.need[1].then(|| {
-            let t = mm_grad(cx, mw, s.tensor(1), &g);
-            if s.args[0] == TURNED { turned(&t) } else { t }
+            let t = mm_grad(cx, &mw, s.tensor(1), &g);
+            if turn { turned(&t) } else { t }
         });
         let gx = s.need[0].then(|| {
-            let t = mm_grad(cx, mx, &g, s.tensor(0));
+            let t = mm_grad(cx, &mx, &g, s.tensor(0));
             let to = s.inputs[0].shape;
             if to.ndim() == 2 {
                 t

@@ -76,6 +76,7 @@ pub fn sort(cx: &Cx, x: &Tensor) -> (Tensor, Tensor) {
 /// self. Backward: the gradient of `w` first, in the layout of `w`.
 pub fn grouped_mm(cx: &Cx, x: &Tensor, w: &Tensor, offs: &Tensor) -> Tensor {
     let mut n = cx.node(OpId::GROUPED_MM, &[x, w]);
+    n.meta(w);
     let (need_x, need_w) = (n.need(0), n.need(1));
     n.save_if(cx, need_x, w);
     n.save(cx, offs);
@@ -83,7 +84,7 @@ pub fn grouped_mm(cx: &Cx, x: &Tensor, w: &Tensor, offs: &Tensor) -> Tensor {
     let y = product(cx, Shape::new(&[x.size(0), w.size(2)]), x.dtype, w.size(0));
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
-        let (mx, mw) = (&s.inputs[0], &s.inputs[1]);
+        let (mx, mw) = (&s.inputs[0], &s.meta[0]);
         let groups = mw.shape.size(0);
         let gw = s.need[1].then(|| {
             let mut st = mw.shape.contiguous_strides();

@@ -64,7 +64,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>) -
         let gx = s.need[0].then(|| cx.empty(op, x.shape, x.dtype));
         let mut gw = s.need[1].then(|| cx.empty(op, s.inputs[1].shape, s.inputs[1].dtype));
         let mut gb = s.need[2].then(|| cx.empty(op, s.inputs[2].shape, s.inputs[2].dtype));
-        let width = s.t[2].as_ref().map_or(x.size(-1), |w| w.numel());
+        let width = s.get(2).map_or(x.size(-1), |w| w.numel());
         gamma_beta(cx, op, rows(x, width), width, &mut gw, &mut gb);
         drop(xc);
         drop(gc);
@@ -101,7 +101,7 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: Option<&Tensor>) -> Tensor {
         let op = OpId::RMS_NORM_BACKWARD;
         let gx = s.need[0].then(|| cx.empty(op, x.shape, x.dtype));
         let mut gw = s.need[1].then(|| cx.empty(op, s.inputs[1].shape, s.inputs[1].dtype));
-        let width = s.t[1].as_ref().map_or(x.size(-1), |w| w.numel());
+        let width = s.get(1).map_or(x.size(-1), |w| w.numel());
         gamma_beta(cx, op, rows(x, width), width, &mut gw, &mut None);
         drop(xc);
         drop(gc);

@@ -1,6 +1,6 @@
 //! Sums and means (torch 2.11, aten/src/ATen/native/ReduceOps.cpp, cuda/Reduce.cuh; backward: torch/csrc/autograd/FunctionsManual.cpp).
 
-use crate::autograd::{Grads, Meta};
+use crate::autograd::{Form, Grads};
 use crate::context::Cx;
 use crate::kernels::{ReduceOp, Strided, reduce};
 use crate::ops::op::OpId;
@@ -61,7 +61,7 @@ pub(crate) fn reduce_raw(
 }
 
 /// `g`, of the reduced shape, expanded back to `to`: a view with stride 0 along the reduced dimensions.
-fn expand_back(g: &Tensor, to: &Meta, bits: u64, keepdim: bool) -> Tensor {
+fn expand_back(g: &Tensor, to: &Form, bits: u64, keepdim: bool) -> Tensor {
     let mut st: Strides = [0; MAX_DIMS];
     let mut k = 0;
     for (i, slot) in st.iter_mut().enumerate().take(to.shape.ndim()) {

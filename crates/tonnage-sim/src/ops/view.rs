@@ -348,15 +348,10 @@ pub fn split(cx: &Cx, x: &Tensor, sizes: &[u64], dim: isize) -> SmallVec<[Tensor
     let mut n = cx.node(OpId::SPLIT, &[x]);
     n.args([k as u64, 0, 0, 0, 0, 0]);
     let mut ys: SmallVec<[Tensor; 4]> = sizes.iter().map(|len| narrow_raw(x, k, *len)).collect();
-    if n.active() {
-        for y in &ys {
-            n.meta(y);
-        }
-    }
     n.finish_many(cx, &mut ys, |cx, s, g| {
         let dtype = s.inputs[0].dtype;
         let mut zeros: SmallVec<[Tensor; 4]> = SmallVec::new();
-        for (g, m) in g.iter().zip(&s.meta) {
+        for (g, m) in g.iter().zip(&s.outputs) {
             if g.is_none() {
                 zeros.push(cx.empty(OpId::ZEROS, m.shape, dtype));
             }
