@@ -6,7 +6,6 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mimalloc::MiMalloc;
 use serde_json::json;
 use std::hint::black_box;
-use std::time::Instant;
 use tonnage_core::validate::torch_run;
 use tonnage_core::{Spec, simulate};
 
@@ -55,14 +54,19 @@ fn once(s: &Spec) -> usize {
     sim.timeline.events.len()
 }
 
-/// Nanoseconds that this thread has run (Linux; elsewhere the wall clock): a shared machine's waiting does not count.
+/// Nanoseconds that this thread has run (not those that it waited on a shared machine); elsewhere than on Unix the wall clock's.
 fn clock() -> u64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let wall = || START.get_or_init(Instant::now).elapsed().as_nanos() as u64;
-    std::fs::read_to_string("/proc/thread-self/schedstat")
-        .ok()
-        .and_then(|t| t.split(' ').next()?.parse().ok())
-        .unwrap_or_else(wall)
+    #[cfg(unix)]
+    {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+    }
+    #[cfg(not(unix))]
+    {
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        let start = START.get_or_init(std::time::Instant::now);
+        start.elapsed().as_nanos() as u64
+    }
 }
 
 fn report(c: &mut Criterion) {

@@ -110,7 +110,7 @@ impl Tensor {
     pub fn meta(&self) -> Meta {
         Meta {
             shape: self.shape,
-            strides: self.strides,
+            strides: self.strides(),
             dtype: self.dtype,
         }
     }
@@ -136,7 +136,8 @@ enum Kind {
 
 /// What AccumulateGrad works on.
 struct Leaf {
-    strides: Strides,
+    /// The tensor's strides where they are not row-major.
+    layout: Option<Rc<Strides>>,
     /// The tensor's `.grad`.
     grad: RefCell<Option<Tensor>>,
 }
@@ -148,23 +149,24 @@ pub(crate) enum Slot {
 }
 
 /// A node of the graph. Nodes are made in place and go back to the context's pool when backward has used them.
+#[repr(C)] // what the engine reads of nodes that wait their turn stands together
 pub struct Node {
-    pub op: OpId,
     seq: u64,
-    module: u32,
     deps: Cell<u32>,
+    pub op: OpId,
+    module: u32,
     kind: Kind,
+    /// Its outputs.
+    pub outputs: SmallVec<[Form; 1]>,
+    next: SmallVec<[Option<Edge>; 3]>,
+    buffer: RefCell<SmallVec<[Option<Tensor>; 1]>>,
+    saved: RefCell<Slots>,
+    /// The node's inputs, as recorded at forward.
+    pub inputs: SmallVec<[Form; 3]>,
     /// Numbers that the operator keeps.
     pub args: Args,
     /// Layouts that the operator keeps.
     pub meta: Vec<Meta>,
-    /// The node's inputs, as recorded at forward.
-    pub inputs: SmallVec<[Form; 3]>,
-    /// Its outputs.
-    pub outputs: SmallVec<[Form; 1]>,
-    next: SmallVec<[Option<Edge>; 3]>,
-    saved: RefCell<Slots>,
-    buffer: RefCell<SmallVec<[Option<Tensor>; 1]>>,
 }
 
 /// function.cpp, deleteNode: the nodes that only this one holds go with it, the last edge first. A deep graph would recurse once a
@@ -361,7 +363,7 @@ impl Cx {
         let mut node = Node::blank();
         node.module = self.module();
         node.kind = Kind::Accumulate(Box::new(Leaf {
-            strides: t.strides,
+            layout: t.layout().cloned(),
             grad: RefCell::new(None),
         }));
         node.outputs.push(t.form());
@@ -509,11 +511,7 @@ fn put(cx: &Cx, e: &Edge, g: Tensor) {
             if in_place {
                 drop(g);
             } else {
-                let st = crate::shape::elementwise_strides(
-                    &old.shape,
-                    &[(&old.shape, &old.strides), (&g.shape, &g.strides)],
-                );
-                let sum = cx.empty_strided(OpId::ADD, old.shape, st, old.dtype);
+                let sum = cx.elementwise(OpId::ADD, old.shape, &[old, &g], old.dtype);
                 *slot = Some(sum);
                 drop(g);
             }
@@ -529,8 +527,14 @@ fn accumulate_grad(cx: &Cx, leaf: &Leaf, shape: &Shape, g: Option<Tensor>) {
         drop(g); // added in place
         return;
     }
-    let obeys = if crate::shape::is_non_overlapping_and_dense(shape, &leaf.strides) {
-        crate::shape::same_strides(shape, &leaf.strides, &g.strides)
+    let own = match &leaf.layout {
+        None => shape.contiguous_strides(),
+        Some(st) => **st,
+    };
+    let obeys = if leaf.layout.is_none() && g.layout().is_none() {
+        true
+    } else if crate::shape::is_non_overlapping_and_dense(shape, &own) {
+        crate::shape::same_strides(shape, &own, &g.strides())
     } else {
         g.is_contiguous()
     };
@@ -538,7 +542,7 @@ fn accumulate_grad(cx: &Cx, leaf: &Leaf, shape: &Shape, g: Option<Tensor>) {
     *slot = Some(if obeys && !shared {
         g
     } else {
-        let c = cx.empty_strided(OpId::CLONE, *shape, leaf.strides, g.dtype);
+        let c = cx.empty_strided(OpId::CLONE, *shape, own, g.dtype);
         drop(g);
         c
     });

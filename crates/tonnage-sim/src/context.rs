@@ -4,9 +4,10 @@ use crate::autocast::Autocast;
 use crate::autograd::Node;
 use crate::checkpoint::{Hooks, Recompute};
 use crate::ops::op::OpId;
-use crate::shape::Shape;
+use crate::shape::{Shape, Strides};
 use crate::tensor::{GHOST, Storage, Tensor};
 use crate::timeline::{Category, Event, Mark, Phase, Tag, Timeline};
+use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use tonnage_units::ScalarType;
@@ -134,15 +135,8 @@ impl Cx {
     /// `torch.empty(shape, dtype)`, contiguous, without history.
     #[inline]
     pub fn empty(&self, op: OpId, shape: Shape, dtype: ScalarType) -> Tensor {
-        Tensor {
-            storage: self.storage(op, shape.numel() * dtype.size()),
-            shape,
-            strides: shape.contiguous_strides(),
-            dtype,
-            view: false,
-            leaf: false,
-            edge: None,
-        }
+        let storage = self.storage(op, shape.numel() * dtype.size());
+        Tensor::new(storage, shape, dtype)
     }
 
     /// A dense tensor with the given strides.
@@ -154,17 +148,31 @@ impl Cx {
         strides: crate::shape::Strides,
         dtype: ScalarType,
     ) -> Tensor {
-        Tensor {
-            strides,
-            ..self.empty(op, shape, dtype)
-        }
+        self.empty(op, shape, dtype).laid_out(shape, strides)
     }
 
     /// `torch.empty_like(x)` with another dtype: keeps the strides of a dense tensor, else the closest dense order.
     #[inline]
     pub fn empty_like(&self, op: OpId, x: &Tensor, dtype: ScalarType) -> Tensor {
-        let st = crate::shape::elementwise_strides(&x.shape, &[(&x.shape, &x.strides)]);
-        self.empty_strided(op, x.shape, st, dtype)
+        self.elementwise(op, x.shape, &[x], dtype)
+    }
+
+    /// The new result of an elementwise operator over operands broadcast to `shape`.
+    #[inline]
+    pub fn elementwise(&self, op: OpId, shape: Shape, of: &[&Tensor], dtype: ScalarType) -> Tensor {
+        if of.iter().all(|t| t.layout().is_none()) {
+            let full = |t: &&Tensor| t.shape == shape;
+            // with a row-major operand of the full shape, row-major operands cannot reorder dimensions, unless by one of size 1
+            let ones = shape.dims().iter().skip(1).any(|d| *d == 1);
+            if of.iter().all(full) || (!ones && of.iter().any(full)) {
+                return self.empty(op, shape, dtype);
+            }
+        }
+        let st: SmallVec<[Strides; 3]> = of.iter().map(|t| t.strides()).collect();
+        let operands: SmallVec<[(&Shape, &Strides); 3]> =
+            of.iter().zip(&st).map(|(t, st)| (&t.shape, st)).collect();
+        let st = crate::shape::elementwise_strides(&shape, &operands);
+        self.empty_strided(op, shape, st, dtype)
     }
 
     /// An anonymous block (a kernel's temporary).

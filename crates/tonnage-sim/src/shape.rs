@@ -4,18 +4,12 @@
 pub const MAX_DIMS: usize = 6;
 
 /// Sizes of a tensor in elements, up to [`MAX_DIMS`] dimensions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
+    /// 1 beyond the last dimension.
     d: [u32; MAX_DIMS],
     n: u8,
 }
-
-impl PartialEq for Shape {
-    fn eq(&self, o: &Shape) -> bool {
-        self.dims() == o.dims()
-    }
-}
-impl Eq for Shape {}
 
 impl Shape {
     /// From sizes; panics on more than [`MAX_DIMS`] dimensions or a size of 2^32 (readers reject those before).

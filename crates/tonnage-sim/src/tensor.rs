@@ -2,7 +2,7 @@
 
 use crate::autograd::Edge;
 use crate::context::CxInner;
-use crate::shape::{Shape, Strides, is_contiguous, is_non_overlapping_and_dense};
+use crate::shape::{Shape, Strides, is_contiguous, is_non_overlapping_and_dense, view_strides};
 use std::rc::Rc;
 use tonnage_units::ScalarType;
 
@@ -40,8 +40,9 @@ impl Drop for Storage {
 #[derive(Clone)]
 pub struct Tensor {
     pub storage: Rc<Storage>,
+    /// Strides that are not row-major without gaps; most tensors have none, which keeps them small.
+    pub(crate) layout: Option<Rc<Strides>>,
     pub shape: Shape,
-    pub strides: Strides,
     pub dtype: ScalarType,
     /// Made by a view operator: the framework's view keeps its base alive, so it is never the sole owner of its storage.
     pub view: bool,
@@ -67,6 +68,19 @@ impl Tensor {
     pub fn size(&self, i: isize) -> u64 {
         self.shape.size(i)
     }
+    /// Strides in elements.
+    #[inline]
+    pub fn strides(&self) -> Strides {
+        match &self.layout {
+            None => self.shape.contiguous_strides(),
+            Some(st) => **st,
+        }
+    }
+    /// The layout where it is not row-major without gaps.
+    #[inline]
+    pub(crate) fn layout(&self) -> Option<&Rc<Strides>> {
+        self.layout.as_ref()
+    }
     /// True where autograd follows this tensor.
     #[inline]
     pub fn requires_grad(&self) -> bool {
@@ -74,11 +88,11 @@ impl Tensor {
     }
     #[inline]
     pub fn is_contiguous(&self) -> bool {
-        is_contiguous(&self.shape, &self.strides)
+        (self.layout.as_deref()).is_none_or(|st| is_contiguous(&self.shape, st))
     }
     #[inline]
     pub fn is_dense(&self) -> bool {
-        is_non_overlapping_and_dense(&self.shape, &self.strides)
+        (self.layout.as_deref()).is_none_or(|st| is_non_overlapping_and_dense(&self.shape, st))
     }
     /// The same data without its history.
     #[inline]
@@ -93,8 +107,8 @@ impl Tensor {
     pub(crate) fn clone_no_edge(&self) -> Tensor {
         Tensor {
             storage: self.storage.clone(),
+            layout: self.layout.clone(),
             shape: self.shape,
-            strides: self.strides,
             dtype: self.dtype,
             view: self.view,
             leaf: false,
@@ -104,12 +118,59 @@ impl Tensor {
     /// A view of the same storage with other sizes and strides and no history.
     #[inline]
     pub(crate) fn alias(&self, shape: Shape, strides: Strides) -> Tensor {
+        let mut t = self.alias_contiguous(shape);
+        t.set_strides(strides);
+        t
+    }
+    /// A row-major view of the same storage with other sizes and no history.
+    #[inline]
+    pub(crate) fn alias_contiguous(&self, shape: Shape) -> Tensor {
         Tensor {
             storage: self.storage.clone(),
+            layout: None,
             shape,
-            strides,
             dtype: self.dtype,
             view: true,
+            leaf: false,
+            edge: None,
+        }
+    }
+    /// `shape` as a view of this tensor's storage; None where that needs a copy.
+    #[inline]
+    pub(crate) fn viewed(&self, shape: Shape) -> Option<Tensor> {
+        match &self.layout {
+            None => Some(self.alias_contiguous(shape)),
+            Some(st) => view_strides(&self.shape, st, &shape).map(|st| self.alias(shape, st)),
+        }
+    }
+    /// The same data, row-major under another shape of as many elements; no new view.
+    #[inline]
+    pub fn shaped(mut self, shape: Shape) -> Tensor {
+        self.shape = shape;
+        self.layout = None;
+        self
+    }
+    /// The same data with other sizes and strides; no new view.
+    pub fn laid_out(mut self, shape: Shape, strides: Strides) -> Tensor {
+        self.shape = shape;
+        self.set_strides(strides);
+        self
+    }
+    #[inline]
+    fn set_strides(&mut self, strides: Strides) {
+        let n = self.shape.ndim();
+        let plain = strides[..n] == self.shape.contiguous_strides()[..n];
+        self.layout = (!plain).then(|| Rc::new(strides));
+    }
+    /// A tensor of its own block, row-major.
+    #[inline]
+    pub(crate) fn new(storage: Rc<Storage>, shape: Shape, dtype: ScalarType) -> Tensor {
+        Tensor {
+            storage,
+            layout: None,
+            shape,
+            dtype,
+            view: false,
             leaf: false,
             edge: None,
         }

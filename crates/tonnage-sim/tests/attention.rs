@@ -47,14 +47,11 @@ fn tensor(cx: &Cx, layout: &str, [b, h, s, d]: [u64; 4], dtype: ScalarType) -> T
         let mut base = a;
         base.swap(i, j);
         let t = cx.empty(OpId::INPUT, Shape::new(&base), dtype);
-        let mut strides = t.strides;
+        let mut strides = t.strides();
         strides.swap(i, j);
-        Tensor {
-            shape: Shape::new(&a),
-            strides,
-            view: true,
-            ..t
-        }
+        let mut t = t.laid_out(Shape::new(&a), strides);
+        t.view = true;
+        t
     };
     match layout {
         "bshd" => swapped([b, h, s, d], 1, 2),
@@ -129,7 +126,7 @@ fn run(c: &Value) -> (String, Vec<u64>) {
         Some(_) => cx.autocast(amp, call),
         None => call(),
     };
-    let strides = y.strides[..4].to_vec();
+    let strides = y.strides()[..4].to_vec();
     if grad {
         backward_with(cx, &y, seed.clone());
     }

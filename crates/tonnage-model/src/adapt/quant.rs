@@ -254,11 +254,7 @@ impl CustomBackward for MatMul4Bit {
         drop(w);
         grads[0] = Some(g);
         let shape = s.inputs[0].shape;
-        smallvec![Some(Tensor {
-            shape,
-            strides: shape.contiguous_strides(),
-            ..y
-        })]
+        smallvec![Some(y.shaped(shape))]
     }
 }
 

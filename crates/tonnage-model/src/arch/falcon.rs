@@ -412,7 +412,7 @@ fn alibi(m: &Run, mask: &Tensor, heads: u64, dtype: ScalarType) -> Tensor {
         .expect("an int64 cumsum is covered");
     let sums = cx
         .play(OpId::CUMSUM, &steps, |_| {
-            (mask.shape, mask.strides, ScalarType::I64)
+            (mask.shape, mask.strides(), ScalarType::I64)
         })
         .remove(0);
     let less = ops::plain(cx, OpId::SUB, &sums, ScalarType::I64);

@@ -187,7 +187,7 @@ pub fn unrouted(m: &Run, ids: &Tensor, experts: u64) -> Tensor {
     drop(counts);
     let steps = tonnage_sim::kernels::nonzero(experts, 1, 0, &cx.device().kernel);
     cx.play(OpId::NE, &steps, |_| {
-        (ids.shape, ids.strides, ScalarType::I64)
+        (ids.shape, ids.strides(), ScalarType::I64)
     });
     drop(hit);
     mask

@@ -30,7 +30,7 @@ pub fn is_channels_last(x: &Tensor) -> bool {
     x.shape.ndim() == 4
         && [1, 3, 2, 0].iter().all(|d| {
             let n = u64::from(x.shape.dims()[*d]);
-            let fits = n == 1 || x.strides[*d] == k;
+            let fits = n == 1 || x.strides()[*d] == k;
             k *= n;
             fits
         })
@@ -39,13 +39,13 @@ pub fn is_channels_last(x: &Tensor) -> bool {
 /// `x.suggest_memory_format() == channels_last` (c10/core/MemoryFormat.h, is_channels_last_strides_2d_s4): what the strides of a
 /// tensor with single rows or channels mean is decided by order, plain layout first.
 pub fn suggests_channels_last(x: &Tensor) -> bool {
-    if x.shape.ndim() != 4 || x.strides[1] == 0 {
+    if x.shape.ndim() != 4 || x.strides()[1] == 0 {
         return false;
     }
     let mut min = 0;
     for d in [1, 3, 2, 0] {
-        let (n, s) = (u64::from(x.shape.dims()[d]), x.strides[d]);
-        if n == 0 || s < min || (d == 0 && min == x.strides[1]) {
+        let (n, s) = (u64::from(x.shape.dims()[d]), x.strides()[d]);
+        if n == 0 || s < min || (d == 0 && min == x.strides()[1]) {
             return false;
         }
         min = if n > 1 { s * n } else { s };

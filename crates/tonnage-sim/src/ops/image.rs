@@ -77,7 +77,7 @@ pub fn batch_norm(
         let steps = describe(x, w.dtype, last).backward();
         let mut out = cx.play(op, &steps, |i| match i {
             0 => (x.shape, layout(&x.shape, last), x.dtype),
-            _ => (w.shape, w.strides, w.dtype),
+            _ => (w.shape, w.strides(), w.dtype),
         });
         drop(gc);
         s.need

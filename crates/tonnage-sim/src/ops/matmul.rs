@@ -27,15 +27,14 @@ fn reshaped_grad(cx: &Cx, s: &Saved, g: &mut Grads, shape: Shape) -> Tensor {
 /// The transpose of a matrix: a view without history.
 fn turned(x: &Tensor) -> Tensor {
     let mut st: Strides = [0; MAX_DIMS];
-    (st[0], st[1]) = (x.strides[1], x.strides[0]);
+    let of = x.strides();
+    (st[0], st[1]) = (of[1], of[0]);
     x.alias(Shape::new(&[x.size(1), x.size(0)]), st)
 }
 
 /// The same data under another contiguous shape, not a view (`_unsafe_view`).
-fn unsafe_view(mut y: Tensor, shape: Shape) -> Tensor {
-    y.shape = shape;
-    y.strides = shape.contiguous_strides();
-    y
+fn unsafe_view(y: Tensor, shape: Shape) -> Tensor {
+    y.shaped(shape)
 }
 
 /// Rows of `x` flattened to a matrix.
@@ -52,14 +51,16 @@ fn matrix_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
         return None;
     }
     let (r, c) = (t.size(0).max(1), t.size(1).max(1));
-    let fits = (t.strides[0] == 1 && t.strides[1] >= r) || (t.strides[1] == 1 && t.strides[0] >= c);
+    let st = t.strides();
+    let fits = (st[0] == 1 && st[1] >= r) || (st[1] == 1 && st[0] >= c);
     (!fits).then(|| cx.empty(OpId::CLONE, t.shape, t.dtype))
 }
 
 /// The same for a batch of matrices (prepare_batch_matrix_for_cublas): a stride of 0 along the batch is fine.
 fn batch_copy(cx: &Cx, t: &Tensor) -> Option<Tensor> {
     let (r, c) = (t.size(1).max(1), t.size(2).max(1));
-    let (s, f) = (t.strides[1], t.strides[2]);
+    let st = t.strides();
+    let (s, f) = (st[1], st[2]);
     let fits = (f == 1 && s >= c) || (s == 1 && f >= r) || (t.is_contiguous() && s != 0 && f != 0);
     (!fits).then(|| cx.empty(OpId::CLONE, t.shape, t.dtype))
 }
@@ -112,7 +113,10 @@ const SECOND_COLUMN_MAJOR: u64 = 4;
 
 /// The numbers that a node keeps of `x @ w`: sizes and layouts, and whether `w` is a turned view of the weight.
 fn keep(x: &Tensor, w: &Tensor, turn: bool) -> Args {
-    let column_major = |t: &Tensor| t.strides[0] == 1 && t.strides[1] == t.size(0);
+    let column_major = |t: &Tensor| {
+        let st = t.strides();
+        st[0] == 1 && st[1] == t.size(0)
+    };
     let bits = turn as u64 * TURNED
         | column_major(x) as u64 * FIRST_COLUMN_MAJOR
         | column_major(w) as u64 * SECOND_COLUMN_MAJOR;
@@ -161,8 +165,7 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
         lt,
     );
     if x.shape.ndim() != 2 {
-        let shape = x.shape.with(-1, out);
-        y = y.alias(shape, shape.contiguous_strides());
+        y = y.alias_contiguous(x.shape.with(-1, out));
     }
     drop(x2);
     n.finish(cx, y, |cx, s, g| -> Grads {
@@ -175,7 +178,7 @@ fn affine(cx: &Cx, b: &Tensor, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
             if to.ndim() == 2 {
                 t
             } else {
-                t.alias(to, to.contiguous_strides())
+                t.alias_contiguous(to)
             }
         });
         let gw = s.need[2].then(|| {
@@ -227,7 +230,7 @@ fn folded(cx: &Cx, x: &Tensor, w: &Tensor, turn: bool) -> Tensor {
             if to.ndim() == 2 {
                 t
             } else {
-                t.alias(to, to.contiguous_strides())
+                t.alias_contiguous(to)
             }
         });
         smallvec![gx, gw]
@@ -240,7 +243,8 @@ fn should_fold(cx: &Cx, x: &Tensor, w: &Tensor) -> bool {
     n <= 2
         || (w.requires_grad() && cx.grad_enabled())
         || x.numel() == 0
-        || (0..n - 2).all(|i| x.strides[i] == x.strides[i + 1] * x.shape.dims()[i + 1] as u64)
+        || x.layout()
+            .is_none_or(|st| (0..n - 2).all(|i| st[i] == st[i + 1] * x.shape.dims()[i + 1] as u64))
 }
 
 fn unbiased(cx: &Cx, x: &Tensor, w: &Tensor) -> Tensor {

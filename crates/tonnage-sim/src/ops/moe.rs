@@ -66,7 +66,7 @@ pub fn sort(cx: &Cx, x: &Tensor) -> (Tensor, Tensor) {
         .expect("one row of int64 is covered");
     let mut ys = cx.play(OpId::SORT, &steps, |i| {
         let dtype = if i == 0 { x.dtype } else { ScalarType::I64 };
-        (x.shape, x.strides, dtype)
+        (x.shape, x.strides(), dtype)
     });
     let indices = ys.remove(1);
     (ys.remove(0), indices)

@@ -176,7 +176,10 @@ pub fn softmax(cx: &Cx, x: &Tensor, dtype: Option<ScalarType>) -> Tensor {
         let y = s.tensor(0);
         let gx = cx.empty(OpId::SOFTMAX_BACKWARD, y.shape, s.inputs[0].dtype);
         // Tensor tmp = grad * output
-        let st = elementwise_strides(&y.shape, &[(&g.shape, &g.strides), (&y.shape, &y.strides)]);
+        let st = elementwise_strides(
+            &y.shape,
+            &[(&g.shape, &g.strides()), (&y.shape, &y.strides())],
+        );
         let tmp = cx.empty_strided(OpId::SOFTMAX_BACKWARD, y.shape, st, g.dtype);
         drop(contiguous_raw(cx, &tmp));
         drop(tmp);

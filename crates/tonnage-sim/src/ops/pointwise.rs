@@ -6,7 +6,7 @@
 use crate::autograd::{BackwardFn, Grads, Saved};
 use crate::context::Cx;
 use crate::ops::op::OpId;
-use crate::shape::{Shape, elementwise_strides};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::smallvec;
 use tonnage_units::ScalarType;
@@ -73,15 +73,13 @@ pub fn plain(cx: &Cx, op: OpId, x: &Tensor, dtype: ScalarType) -> Tensor {
 #[inline]
 pub fn out2(cx: &Cx, op: OpId, a: &Tensor, b: &Tensor, dtype: ScalarType) -> Tensor {
     let shape = a.shape.broadcast(&b.shape);
-    let st = elementwise_strides(&shape, &[(&a.shape, &a.strides), (&b.shape, &b.strides)]);
-    cx.empty_strided(op, shape, st, dtype)
+    cx.elementwise(op, shape, &[a, b], dtype)
 }
 
 /// The result of an elementwise operator over three tensors (broadcast), without history.
 pub fn out3(cx: &Cx, op: OpId, t: [&Tensor; 3], dtype: ScalarType) -> Tensor {
     let shape = t[0].shape.broadcast(&t[1].shape).broadcast(&t[2].shape);
-    let st = elementwise_strides(&shape, &t.map(|t| (&t.shape, &t.strides)));
-    cx.empty_strided(op, shape, st, dtype)
+    cx.elementwise(op, shape, &t, dtype)
 }
 
 fn incoming(g: &Grads) -> &Tensor {

@@ -12,7 +12,7 @@ use tonnage_units::ScalarType;
 /// A tensor as the kernel rules see it (every tensor here starts at its storage's start).
 pub(crate) fn strided(t: &Tensor) -> Strided {
     let shape: SmallVec<[u64; MAX_DIMS]> = t.shape.dims().iter().map(|d| *d as u64).collect();
-    Strided::new(&shape, &t.strides[..shape.len()], 0)
+    Strided::new(&shape, &t.strides()[..shape.len()], 0)
 }
 
 /// One bit a reduced dimension; an empty list means all of them.
@@ -68,7 +68,7 @@ fn expand_back(g: &Tensor, to: &Form, bits: u64, keepdim: bool) -> Tensor {
         if bits >> i & 1 == 1 {
             k += keepdim as usize;
         } else {
-            *slot = g.strides[k];
+            *slot = g.strides()[k];
             k += 1;
         }
     }
@@ -175,6 +175,6 @@ pub fn sum_to(cx: &Cx, t: &Tensor, shape: Shape) -> Tensor {
         return y;
     }
     let st =
-        view_strides(&y.shape, &y.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
+        view_strides(&y.shape, &y.strides(), &shape).unwrap_or_else(|| shape.contiguous_strides());
     y.alias(shape, st)
 }

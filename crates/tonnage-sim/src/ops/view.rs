@@ -19,10 +19,8 @@ pub fn reshape_raw(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
         "reshape of {x:?} to {:?}",
         shape.dims()
     );
-    match view_strides(&x.shape, &x.strides, &shape) {
-        Some(st) => x.alias(shape, st),
-        None => cx.empty(OpId::CLONE, shape, x.dtype),
-    }
+    x.viewed(shape)
+        .unwrap_or_else(|| cx.empty(OpId::CLONE, shape, x.dtype))
 }
 
 /// `x.contiguous()` without history: `x` itself where it is contiguous.
@@ -46,9 +44,10 @@ pub fn transpose_raw(x: &Tensor, a: isize, b: isize) -> Tensor {
 pub fn permute_raw(x: &Tensor, order: &[usize]) -> Tensor {
     let mut d = [0u64; MAX_DIMS];
     let mut st = [0u64; MAX_DIMS];
+    let of = x.strides();
     for (i, k) in order.iter().enumerate() {
         d[i] = x.shape.dims()[*k] as u64;
-        st[i] = x.strides[*k];
+        st[i] = of[*k];
     }
     x.alias(Shape::new(&d[..order.len()]), st)
 }
@@ -62,19 +61,19 @@ fn identity(n: usize) -> ([usize; MAX_DIMS], usize) {
 }
 
 fn narrow_raw(x: &Tensor, dim: usize, len: u64) -> Tensor {
-    x.alias(x.shape.with(dim as isize, len), x.strides)
+    x.alias(x.shape.with(dim as isize, len), x.strides())
 }
 
 pub(crate) fn select_raw(x: &Tensor, dim: usize) -> Tensor {
-    let mut st = x.strides;
+    let mut st = x.strides();
     st.copy_within(dim + 1.., dim);
     x.alias(x.shape.without(dim as isize), st)
 }
 
 pub(crate) fn unsqueeze_raw(x: &Tensor, dim: usize) -> Tensor {
-    let mut st = x.strides;
+    let mut st = x.strides();
     let s = if dim < x.shape.ndim() {
-        x.shape.dims()[dim] as u64 * x.strides[dim]
+        x.shape.dims()[dim] as u64 * x.strides()[dim]
     } else {
         1
     };
@@ -110,15 +109,15 @@ pub fn view(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
         "view of {x:?} as {:?}",
         shape.dims()
     );
-    let st = view_strides(&x.shape, &x.strides, &shape);
+    let y = x.viewed(shape);
     debug_assert!(
-        st.is_some(),
+        y.is_some(),
         "view of {x:?} (strides {:?}) as {:?}",
-        x.strides,
+        x.strides(),
         shape.dims()
     );
     let n = cx.node(OpId::VIEW, &[x]);
-    let y = x.alias(shape, st.unwrap_or_else(|| shape.contiguous_strides()));
+    let y = y.unwrap_or_else(|| x.alias_contiguous(shape));
     n.finish(cx, y, |cx, s, g| reshape_backward(cx, s.inputs[0].shape, g))
 }
 
@@ -130,19 +129,17 @@ pub fn unsafe_view(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
         "view of {x:?} as {:?}",
         shape.dims()
     );
-    let st =
-        view_strides(&x.shape, &x.strides, &shape).unwrap_or_else(|| shape.contiguous_strides());
     let n = cx.node(OpId::VIEW, &[x]);
-    let y = Tensor {
-        view: x.view,
-        ..x.alias(shape, st)
-    };
+    let mut y = x.viewed(shape).unwrap_or_else(|| x.alias_contiguous(shape));
+    y.view = x.view;
     n.finish(cx, y, |cx, s, g| reshape_backward(cx, s.inputs[0].shape, g))
 }
 
 /// `x.reshape(shape)`: a view, or a contiguous clone with an unsafe view of it.
 pub fn reshape(cx: &Cx, x: &Tensor, shape: Shape) -> Tensor {
-    if view_strides(&x.shape, &x.strides, &shape).is_some() {
+    if x.layout()
+        .is_none_or(|st| view_strides(&x.shape, st, &shape).is_some())
+    {
         return view(cx, x, shape);
     }
     let c = clone_contiguous(cx, x);
@@ -181,7 +178,7 @@ pub fn contiguous(cx: &Cx, x: &Tensor) -> Tensor {
 /// A view of everything, as indexing with full slices gives.
 pub fn alias(cx: &Cx, x: &Tensor) -> Tensor {
     let n = cx.node(OpId::VIEW, &[x]);
-    n.finish(cx, x.alias(x.shape, x.strides), |_, _, g| {
+    n.finish(cx, x.alias(x.shape, x.strides()), |_, _, g| {
         smallvec![g[0].clone()]
     })
 }
@@ -313,7 +310,7 @@ pub fn expand_raw(x: &Tensor, shape: Shape) -> Tensor {
     for i in (0..n).rev() {
         let to = shape.dims()[i] as u64;
         let (size, stride) = if i + m >= n {
-            (x.shape.dims()[i + m - n] as u64, x.strides[i + m - n])
+            (x.shape.dims()[i + m - n] as u64, x.strides()[i + m - n])
         } else {
             (
                 1,

@@ -42,7 +42,7 @@ fn zeropower(cx: &Cx, update: &Tensor) -> Tensor {
     };
     let (a, b) = (update.size(0), update.size(1));
     if a > b {
-        let mut strides = x.strides;
+        let mut strides = x.strides();
         strides.swap(0, 1);
         x = x.alias(Shape::new(&[b, a]), strides);
     }

@@ -32,9 +32,9 @@ pub(super) fn cudnn(
     let dv = v.size(3);
     let shape = q.shape.with(-1, dv);
     let st = if dv == q.size(3) && q.is_dense() {
-        q.strides
+        q.strides()
     } else {
-        elementwise_strides(&shape, &[(&shape, &q.strides)])
+        elementwise_strides(&shape, &[(&shape, &q.strides())])
     };
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let mut results = cx.kept(op, || {
@@ -66,7 +66,7 @@ pub(super) fn cudnn(
         let g = g[0].as_ref().expect("gradient");
         let (k, q, v) = (s.tensor(1), s.tensor(2), s.tensor(3));
         // an expanded gradient is copied
-        let copy = (g.strides[3] != 1).then(|| cx.raw(op, g.nbytes()));
+        let copy = (g.strides()[3] != 1).then(|| cx.raw(op, g.nbytes()));
         let steps = call(q, k, q.size(3), s.args[0] as f64).cudnn_backward();
         let grads = cx.play(op, &steps, |i| {
             let t = [q, k, v][i];

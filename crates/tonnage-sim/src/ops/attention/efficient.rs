@@ -14,7 +14,8 @@ use tonnage_units::ScalarType::F32;
 /// (batch, heads, query length, key length) (attention.cpp, preprocess_mask).
 fn aligned_mask(cx: &Cx, q: &Tensor, k: &Tensor, m: Tensor) -> Tensor {
     let n = m.shape.ndim();
-    let aligned = m.strides[..n - 1].iter().all(|s| s.is_multiple_of(8)) && m.strides[n - 1] == 1;
+    let aligned =
+        m.strides()[..n - 1].iter().all(|s| s.is_multiple_of(8)) && m.strides()[n - 1] == 1;
     let full = Shape::new(&[q.size(0), q.size(1), q.size(2), k.size(2)]);
     let len = m.size(-1);
     if aligned {
@@ -100,7 +101,7 @@ pub(super) fn efficient(
                 m.shape.with(-1, m.size(-1).next_multiple_of(16)),
                 m.dtype,
             );
-            grads.push(t.alias(m.shape, t.strides));
+            grads.push(t.alias(m.shape, t.strides()));
         }
         let mut delta = None;
         if q.dtype != F32 {

@@ -75,7 +75,7 @@ fn additive(cx: &Cx, mask: &Tensor, dtype: ScalarType) -> Tensor {
     }
     let shape = mask.shape;
     // `where` gives its result the layout of the mask
-    let st = elementwise_strides(&shape, &[(&shape, &mask.strides)]);
+    let st = elementwise_strides(&shape, &[(&shape, &mask.strides())]);
     cx.play(OpId::WHERE, &boolean_mask(dtype), |_| (shape, st, dtype))
         .remove(0)
 }
@@ -98,7 +98,7 @@ fn call(q: &Tensor, k: &Tensor, d: u64, dropout: f64) -> Attention {
 fn layout_like(x: &Tensor, last: u64) -> Strides {
     let t = transpose_raw(x, 1, 2);
     let shape = t.shape.with(-1, last);
-    let mut st = elementwise_strides(&shape, &[(&shape, &t.strides)]);
+    let mut st = elementwise_strides(&shape, &[(&shape, &t.strides())]);
     st.swap(1, 2);
     st
 }
@@ -125,7 +125,7 @@ fn pad_last(cx: &Cx, x: &Tensor) -> Tensor {
     let y = cx.empty(OpId::PAD, x.shape.with(-1, x.size(-1) / 8 * 8 + 8), x.dtype);
     n.finish(cx, y, |cx, s, g| {
         let g = g[0].take().expect("gradient");
-        let kept = g.alias(s.inputs[0].shape, g.strides);
+        let kept = g.alias(s.inputs[0].shape, g.strides());
         let y = cx.empty_like(OpId::PAD, &kept, g.dtype);
         smallvec![Some(y)]
     })

@@ -85,10 +85,10 @@ impl Call<'_> {
 
     /// The last dimension is dense; a mask's too. A size of 1 may have any stride where `singleton`.
     fn last_stride_one(&self, singleton: bool) -> bool {
-        let one = |t: &Tensor| t.strides[3] == 1 || (singleton && t.size(3) == 1);
+        let one = |t: &Tensor| t.strides()[3] == 1 || (singleton && t.size(3) == 1);
         let mask = self.args.mask.as_ref();
         let mask_ok =
-            mask.is_none_or(|m| m.shape.ndim() == 0 || m.strides[m.shape.ndim() - 1] == 1);
+            mask.is_none_or(|m| m.shape.ndim() == 0 || m.strides()[m.shape.ndim() - 1] == 1);
         one(self.q) && one(self.k) && one(self.v) && mask_ok
     }
 
