@@ -21,4 +21,4 @@ pub use error::CoreError;
 pub use footprint::{Footprint, estimate};
 pub use job::Job;
 pub use spec::Spec;
-pub use train::{Simulated, simulate};
+pub use train::{Simulated, simulate, simulate_until_repeat};

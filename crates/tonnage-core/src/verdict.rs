@@ -73,7 +73,20 @@ struct Trial {
     retries: u64,
 }
 
+/// The run with a limit. Where it had to give memory back, a run whose repeating steps were left out says nothing about those (its
+/// layout has left the repeating path): then the whole run is made.
 fn trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -> Trial {
+    let t = one_trial(sim, config, total, free);
+    match &sim.cut {
+        Some(spec) if t.retries > 0 && t.result.is_ok() => match crate::train::simulate(spec) {
+            Ok(whole) => one_trial(&whole, config, total, free),
+            Err(_) => t,
+        },
+        _ => t,
+    }
+}
+
+fn one_trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -> Trial {
     let mut a = CachingAllocator::new(
         config.clone(),
         Some(Capacity {

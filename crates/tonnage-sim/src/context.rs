@@ -276,6 +276,11 @@ impl Cx {
         self.0.events.borrow().len()
     }
 
+    /// Allocations so far: the number of the next one.
+    pub fn allocations(&self) -> u32 {
+        self.0.next_id.get()
+    }
+
     /// Reads the events from number `from` on.
     pub fn with_events<R>(&self, from: usize, f: impl FnOnce(&[Event]) -> R) -> R {
         f(&self.0.events.borrow()[from..])

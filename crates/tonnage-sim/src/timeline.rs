@@ -51,6 +51,17 @@ impl Event {
             bytes: 0,
         }
     }
+    /// The same with allocation `id + by` in place of `id`.
+    #[inline]
+    pub fn renumbered(&self, by: u32) -> Event {
+        match self.kind() {
+            EventKind::EmptyCache => *self,
+            _ => Event {
+                id_and_kind: self.id_and_kind.wrapping_add(by),
+                ..*self
+            },
+        }
+    }
     /// What happened.
     #[inline]
     pub fn kind(&self) -> EventKind {

@@ -5,8 +5,8 @@ use super::classify::{Component, Modules, component, pattern};
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::error::CoreError;
-use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain};
-use crate::train::{Simulated, simulate};
+use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain, kernel_device};
+use crate::train::{Simulated, simulate_until_repeat};
 use crate::verdict::{Device, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::gpu;
@@ -75,10 +75,10 @@ fn from_description(job: &Job, e: &tonnage_model::ModelError) -> Diagnostic {
 /// Simulates a job on a card and runs the allocator.
 pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), Vec<Diagnostic>> {
     let spec = job.spec(&device.gpu)?;
-    let sim = simulate(&spec).map_err(|e| failed(job, e))?;
     let config = job
         .allocator()
         .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+    let sim = simulate_until_repeat(&spec, &config).map_err(|e| failed(job, e))?;
     let a = analyse(&sim, &config);
     Ok((sim, a))
 }
@@ -561,7 +561,9 @@ fn verdicts(
             cases: Vec::new(),
         };
         for (i, (case, j)) in cases.iter().enumerate() {
-            let v: Verdict = if i == 0 && d.gpu.id == here.gpu.id {
+            // cards of the same kernels make the same events
+            let same = matches!((kernel_device(&d.gpu), kernel_device(&here.gpu)), (Ok(x), Ok(y)) if x == y);
+            let v: Verdict = if i == 0 && same {
                 verdict(sim, &config, &d, a.peak.reserved)
             } else {
                 match run(j, &d) {

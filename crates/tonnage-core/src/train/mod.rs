@@ -5,16 +5,19 @@ pub(crate) mod batch;
 mod described;
 mod groups;
 mod plain;
+mod repeat;
 mod trainer;
 
 use crate::error::CoreError;
 use crate::infer;
 use crate::spec::{Loading, Loop, Mask, Precision, Spec, Work};
+use repeat::Watch;
 use std::rc::Rc;
 use tonnage_model::adapt::{Quant, quant};
 use tonnage_model::net::{Net, ParamSpec};
 use tonnage_model::{Attention, Loss, Run, RunOptions};
 use tonnage_sim::OpId;
+use tonnage_sim::alloc::AllocatorConfig;
 use tonnage_sim::checkpoint::Recompute;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
@@ -34,6 +37,8 @@ pub struct Simulated {
     pub buffer_bytes: u64,
     /// Optimizer state in managed memory, outside the allocator.
     pub managed_bytes: u64,
+    /// The job, where steps or micro-batches that only repeat others were left out ([`simulate_until_repeat`]).
+    pub cut: Option<Box<Spec>>,
 }
 
 /// Architectures whose forward passes take a fused loss here.
@@ -95,8 +100,21 @@ fn supported(spec: &Spec) -> Result<(), CoreError> {
     Ok(())
 }
 
-/// Runs `spec`.
+/// Runs `spec`, every step and micro-batch of it.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
+    run(spec, None)
+}
+
+/// Runs `spec` until its micro-batches and its steps repeat, memory layout under these allocator settings included: the figures are
+/// those of the whole run, its later events are missing.
+pub fn simulate_until_repeat(
+    spec: &Spec,
+    allocator: &AllocatorConfig,
+) -> Result<Simulated, CoreError> {
+    run(spec, Some(allocator))
+}
+
+fn run(spec: &Spec, allocator: Option<&AllocatorConfig>) -> Result<Simulated, CoreError> {
     let built = spec.model()?;
     if let Some(layout) = built.arch.layout() {
         described::check(spec, layout, &built.net)?;
@@ -137,9 +155,10 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
     };
     let trainable_count = run.trainable().iter().map(|t| t.numel()).sum();
     let run = Rc::new(run);
+    let mut watch = Watch::new(allocator, spec.steps, spec.accumulation);
     let managed_bytes = match (spec.work, spec.driver) {
-        (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch)?,
-        (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch)?,
+        (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch, &mut watch)?,
+        (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch, &mut watch)?,
         (Work::Forward, _) => infer::forward(spec, &cx, &run, &*built.arch, built.arch.layout())?,
         (Work::Generate { .. }, _) => infer::generate(spec, &cx, &run, &*built.arch)?,
     };
@@ -156,6 +175,7 @@ pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
         param_bytes,
         buffer_bytes,
         managed_bytes,
+        cut: watch.is_some_and(|w| w.cut).then(|| Box::new(spec.clone())),
     })
 }
 

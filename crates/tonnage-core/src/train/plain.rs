@@ -1,6 +1,7 @@
 //! A hand-written training loop, as most scripts have it: batch, forward under autocast, backward, clip, step, zero_grad.
 
 use super::batch;
+use super::repeat::Watch;
 use crate::error::CoreError;
 use crate::spec::{Hold, Precision, Spec};
 use std::rc::Rc;
@@ -11,7 +12,13 @@ use tonnage_sim::timeline::{Category, Phase};
 use tonnage_sim::{Cx, ScalarType, Tensor, backward, ops};
 
 /// Runs the loop; returns the optimizer's bytes in managed memory.
-pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64, CoreError> {
+pub fn train(
+    spec: &Spec,
+    cx: &Cx,
+    run: &Rc<Run>,
+    arch: &dyn Arch,
+    watch: &mut Option<Watch>,
+) -> Result<u64, CoreError> {
     let kind: OptimizerKind = spec.optimizer.parse().map_err(|_| CoreError::Invalid {
         field: "optimizer".into(),
         problem: format!("unknown optimizer `{}`", spec.optimizer),
@@ -24,6 +31,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
     let mut loss: Option<Tensor> = None;
     let mut held = Output::default();
     for step in 0..spec.steps as i32 {
+        if let Some(w) = watch {
+            w.step_begins();
+        }
         for mb in 0..spec.accumulation {
             cx.mark(step, mb, Phase::Input);
             let b = batch::make(spec, cx, arch.layout());
@@ -70,6 +80,13 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
                 }
                 None => backward(cx, l),
             }
+            if let Some(w) = watch
+                && mb + 1 < spec.accumulation
+                && w.micro_batch_ended(cx)
+            {
+                w.cut = true;
+                break;
+            }
         }
         for p in &params {
             if let Some(g) = p.grad() {
@@ -94,6 +111,13 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
         if !spec.zero_grad_late {
             cx.mark(step, 0, Phase::ZeroGrad);
             optim::zero_grad(cx, &params, spec.set_to_none);
+        }
+        if let Some(w) = watch
+            && step + 1 < spec.steps as i32
+            && w.step_ended(cx)
+        {
+            w.cut = true;
+            break;
         }
     }
     cx.mark(spec.steps as i32, 0, Phase::End);

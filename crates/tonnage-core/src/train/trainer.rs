@@ -7,6 +7,7 @@
 //! sums the counted items once more, and keeps the old norm until the new one exists
 //! (cases `gpt2-small-trainer-fp32-adamw_fused-b4-s512` and its `-tf4.57.6` twin).
 
+use super::repeat::Watch;
 use super::{batch, groups};
 use crate::error::CoreError;
 use crate::spec::{Precision, Spec};
@@ -122,7 +123,13 @@ impl Logged {
 }
 
 /// Runs the loop; returns the optimizer's bytes in managed memory.
-pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64, CoreError> {
+pub fn train(
+    spec: &Spec,
+    cx: &Cx,
+    run: &Rc<Run>,
+    arch: &dyn Arch,
+    watch: &mut Option<Watch>,
+) -> Result<u64, CoreError> {
     let kind: OptimizerKind = spec.optimizer.parse().map_err(|_| CoreError::Invalid {
         field: "optimizer".into(),
         problem: format!("unknown optimizer `{}`", spec.optimizer),
@@ -153,6 +160,9 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
         let counted = count_items(spec, cx, &next);
         drop_samples(std::mem::replace(&mut samples, next));
         drop(std::mem::replace(&mut items, counted));
+        if let Some(w) = watch {
+            w.step_begins();
+        }
         for mb in 0..spec.accumulation {
             let b = samples[mb as usize].clone();
             if let Some(old) = inputs.replace(b.clone()) {
@@ -175,6 +185,15 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
             drop(loss);
             if let Some(l) = &last_loss {
                 logged.add(cx, l);
+            }
+            if let Some(w) = watch
+                && mb + 1 < spec.accumulation
+                && w.micro_batch_ended(cx)
+            {
+                w.cut = true;
+                // the step's last micro-batch would have left its own batch behind
+                inputs = samples.last().cloned();
+                break;
             }
         }
         for p in &params {
@@ -205,6 +224,13 @@ pub fn train(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<u64
         optim::zero_grad(cx, &params, true); // model.zero_grad(): in the model's order
         cx.mark(step + 1, 0, Phase::Between);
         drop(ops::mean(cx, &logged.sum, &[], false));
+        if let Some(w) = watch
+            && step + 1 < spec.steps as i32
+            && w.step_ended(cx)
+        {
+            w.cut = true;
+            break;
+        }
     }
     // the function's locals; in 4.57 the logged loss is one of them, in 5.17 the Trainer keeps it
     let kept = if five {
