@@ -485,6 +485,8 @@ pub fn backward_with(cx: &Cx, y: &Tensor, seed: Tensor) {
                 queue.push(Ready(e.node.clone()));
             }
         }
+        // gradients that nothing wanted, then the node itself
+        drop(outs);
         if let Some(m) = Rc::get_mut(&mut n) {
             m.recycle();
             cx.0.nodes.borrow_mut().push(n);

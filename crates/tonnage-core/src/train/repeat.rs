@@ -1,10 +1,12 @@
 //! Stops a loop whose micro-batches or steps only repeat themselves.
 //!
-//! A stretch of the loop repeats when its events are those of the stretch before it with every allocation renumbered by the same
-//! amount, and the allocator (no limit) holds the same blocks at the same addresses at both ends, under the same renumbering. The
-//! loop's own variables are what it allocates and frees, so what follows is the same again: peaks, levels and block layout
-//! (`tests/repeat.rs` compares with runs of full length). Under a limit the allocator may give segments back and so leave this
-//! path: [`crate::verdict`] then looks at the whole run.
+//! A stretch of the loop repeats the one before when its events are the same with every allocation renumbered by the same amount.
+//! The memory repeats with period P when the last P stretches did that and the allocator (no limit) holds the same blocks at the same
+//! addresses as P stretches ago, under the same renumbering. Often P is 2: what a variable holds until its successor exists changes
+//! places with it. The loop's own variables are what it allocates and frees, so what follows is the same again: peaks, levels and
+//! block layout (`tests/repeat.rs` compares with runs of full length). What is left out is a multiple of P, so that the end is the
+//! end of the whole run. Under a limit the allocator may give segments back and so leave this path: [`crate::verdict`] then looks at
+//! the whole run.
 
 use tonnage_sim::Cx;
 use tonnage_sim::alloc::{AllocatorConfig, BlockState, CachingAllocator, MemoryMap};
@@ -15,6 +17,8 @@ struct End {
     event: usize,
     /// Allocations so far.
     ids: u32,
+    /// The stretch repeats the one before.
+    repeats: bool,
     map: MemoryMap,
 }
 
@@ -27,6 +31,9 @@ pub struct Watch {
     /// A stretch was left out.
     pub cut: bool,
 }
+
+/// The longest period that is looked for.
+const LONGEST: usize = 4;
 
 /// Fewer stretches than this cannot be cut: the first differs, the second is the pattern, the third shows that it repeats.
 const LEAST: u32 = 3;
@@ -52,47 +59,62 @@ impl Watch {
         }
     }
 
-    /// A micro-batch ended: do the rest of this step's repeat it?
-    pub fn micro_batch_ended(&mut self, cx: &Cx) -> bool {
+    /// A micro-batch ended: do the `left` others of this step only repeat?
+    pub fn micro_batch_ended(&mut self, cx: &Cx, left: u32) -> bool {
         let Some(mut ends) = self.micro_batches.take() else {
             return false;
         };
-        let repeats = self.ended(cx, &mut ends);
+        let repeats = self.ended(cx, &mut ends, left);
         self.micro_batches = Some(ends);
         repeats
     }
 
-    /// A step ended: do the rest repeat it?
-    pub fn step_ended(&mut self, cx: &Cx) -> bool {
+    /// A step ended: do the `left` others only repeat?
+    pub fn step_ended(&mut self, cx: &Cx, left: u32) -> bool {
         let Some(mut ends) = self.steps.take() else {
             return false;
         };
-        let repeats = self.ended(cx, &mut ends);
+        let repeats = self.ended(cx, &mut ends, left);
         self.steps = Some(ends);
         repeats
     }
 
-    fn ended(&mut self, cx: &Cx, ends: &mut Vec<End>) -> bool {
+    fn ended(&mut self, cx: &Cx, ends: &mut Vec<End>, left: u32) -> bool {
         self.feed(cx);
+        let (event, ids) = (self.fed, cx.allocations());
+        let repeats = match ends.as_slice() {
+            [.., a, b] => {
+                ids - b.ids == b.ids - a.ids
+                    && event - b.event == b.event - a.event
+                    && cx.with_events(a.event, |e| {
+                        let (first, second) = e.split_at(b.event - a.event);
+                        let by = ids - b.ids;
+                        first
+                            .iter()
+                            .zip(second)
+                            .all(|(x, y)| x.renumbered(by) == *y)
+                    })
+            }
+            _ => false,
+        };
         ends.push(End {
-            event: self.fed,
-            ids: cx.allocations(),
+            event,
+            ids,
+            repeats,
             map: self.alloc.map(),
         });
-        let [.., a, b, c] = ends.as_slice() else {
-            return false;
-        };
-        let by = c.ids - b.ids;
-        by == b.ids - a.ids
-            && c.event - b.event == b.event - a.event
-            && cx.with_events(a.event, |e| {
-                let (first, second) = e.split_at(b.event - a.event);
-                first
-                    .iter()
-                    .zip(second)
-                    .all(|(x, y)| x.renumbered(by) == *y)
-            })
-            && same_map(&b.map, &c.map, a.ids, by)
+        let last = ends.len() - 1;
+        let by = |p: usize| ids - ends[last - p].ids;
+        let run = ends.iter().rev().take_while(|e| e.repeats).count();
+        (1..=run.min(LONGEST)).any(|p| {
+            left.is_multiple_of(p as u32)
+                && same_map(
+                    &ends[last - p].map,
+                    &ends[last].map,
+                    ends[last - p - 1].ids,
+                    by(p),
+                )
+        })
     }
 
     fn feed(&mut self, cx: &Cx) {

@@ -188,7 +188,7 @@ pub fn train(
             }
             if let Some(w) = watch
                 && mb + 1 < spec.accumulation
-                && w.micro_batch_ended(cx)
+                && w.micro_batch_ended(cx, spec.accumulation - mb - 1)
             {
                 w.cut = true;
                 // the step's last micro-batch would have left its own batch behind
@@ -226,7 +226,7 @@ pub fn train(
         drop(ops::mean(cx, &logged.sum, &[], false));
         if let Some(w) = watch
             && step + 1 < spec.steps as i32
-            && w.step_ended(cx)
+            && w.step_ended(cx, spec.steps - step as u32 - 1)
         {
             w.cut = true;
             break;
