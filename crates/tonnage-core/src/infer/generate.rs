@@ -156,7 +156,7 @@ impl Generation<'_> {
         let script = kernels::cumsum(x.numel(), x.dtype, IDS, x.size(-1) == x.numel())
             .expect("an int64 cumsum is covered");
         self.cx
-            .play(OpId::CUMSUM, &script, |_| (x.shape, x.strides, IDS))
+            .play(OpId::CUMSUM, &script, |_| (x.shape, x.strides(), IDS))
             .remove(0)
     }
 
