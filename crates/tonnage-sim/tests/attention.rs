@@ -73,7 +73,8 @@ fn mask(cx: &Cx, m: &Value) -> Tensor {
     let dtype = dtype(m["dtype"].as_str().unwrap());
     let row = m["row"].as_u64().unwrap_or(shape.size(-1));
     let base = cx.empty(OpId::INPUT, shape.with(-1, row), dtype);
-    let mut t = Tensor { shape, ..base };
+    let st = base.strides();
+    let mut t = base.laid_out(shape, st);
     if m["expand"].is_array() {
         t = ops::expand_raw(&t, Shape::new(&sizes(&m["expand"])));
     }

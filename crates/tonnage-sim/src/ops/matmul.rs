@@ -117,9 +117,9 @@ fn keep(x: &Tensor, w: &Tensor, turn: bool) -> Args {
         let st = t.strides();
         st[0] == 1 && st[1] == t.size(0)
     };
-    let bits = turn as u64 * TURNED
-        | column_major(x) as u64 * FIRST_COLUMN_MAJOR
-        | column_major(w) as u64 * SECOND_COLUMN_MAJOR;
+    let bits = (turn as u64 * TURNED)
+        | (column_major(x) as u64 * FIRST_COLUMN_MAJOR)
+        | (column_major(w) as u64 * SECOND_COLUMN_MAJOR);
     [bits, x.size(0), x.size(1), w.size(1), 0, 0]
 }
 
