@@ -397,6 +397,11 @@ impl Tensor {
         drop(edge);
         drop(storage);
     }
+    /// Gives a leaf this gradient (`p.grad = g`).
+    pub fn set_grad(&self, g: Tensor) {
+        let old = self.grad_slot().and_then(|s| s.borrow_mut().replace(g));
+        drop(old);
+    }
     /// Takes a leaf's gradient away (`p.grad = None`).
     pub fn take_grad(&self) -> Option<Tensor> {
         self.grad_slot()?.borrow_mut().take()

@@ -111,7 +111,7 @@ fn check(case: &Value) -> Result<(), String> {
         at.push(cx.event_count());
         for (i, (p, spec)) in params.iter().zip(list).enumerate().rev() {
             if p.grad().is_none() && !without_grad.contains(&(i as u64)) {
-                *p.edge.as_ref().unwrap().node.grad.borrow_mut() = Some(new(&cx, spec));
+                p.set_grad(new(&cx, spec));
             }
         }
         if let (Some(s), Some(l)) = (&mut scaler, &loss) {
