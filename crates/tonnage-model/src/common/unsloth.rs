@@ -13,7 +13,7 @@ struct Backward;
 impl CustomBackward for Backward {
     fn backward(&self, _: &Cx, s: &Saved, _: &mut Grads) -> Grads {
         // scaled in place by the incoming gradient
-        s.t.iter().cloned().collect()
+        s.all().map(|t| t.cloned()).collect()
     }
 }
 

@@ -60,7 +60,7 @@ pub fn flash_attention_2(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f
     let y = if y.size(3) == d {
         y
     } else {
-        y.alias(y.shape.with(-1, d), y.strides)
+        y.alias(y.shape.with(-1, d), y.strides())
     };
     n.finish(cx, y, |cx, s, g| -> Grads {
         let op = OpId::FLASH_ATTN_BACKWARD;
@@ -89,7 +89,7 @@ pub fn flash_attention_2(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f
             if t.shape == shape {
                 t
             } else {
-                t.alias(shape, t.strides)
+                t.alias(shape, t.strides())
             }
         };
         wanted(s, grads.into_iter().map(|t| Some(cut(t))).collect())
