@@ -205,7 +205,7 @@ pub fn unreached(m: &Run, x: &Tensor, ids: &Tensor, dtype: ScalarType, experts: 
     for _ in 0..experts {
         let chosen = cx.empty(OpId::NE, ids.shape, ScalarType::I64);
         cx.play(OpId::NE, &steps, |_| {
-            (ids.shape, ids.strides, ScalarType::I64)
+            (ids.shape, ids.strides(), ScalarType::I64)
         });
         drop(chosen);
     }

@@ -24,7 +24,7 @@ pub fn mul_complex(cx: &Cx, x: &Tensor, y: &Tensor) -> Tensor {
         smallvec![Some(product)]
     });
     let n = cx.node(OpId::VIEW, &[&product]);
-    let real = product.alias(product.shape, product.strides);
+    let real = product.alias(product.shape, product.strides());
     n.finish(cx, real, |cx, _, g| -> Grads {
         smallvec![g[0].as_ref().map(|g| contiguous_raw(cx, g))]
     })

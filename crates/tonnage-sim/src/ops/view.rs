@@ -231,7 +231,7 @@ pub fn narrow(cx: &Cx, x: &Tensor, dim: isize, _start: u64, len: u64) -> Tensor 
 pub fn every(cx: &Cx, x: &Tensor, step: u64) -> Tensor {
     let n = cx.node(OpId::SLICE, &[x]);
     let last = x.shape.ndim() - 1;
-    let mut st = x.strides;
+    let mut st = x.strides();
     st[last] *= step;
     let y = x.alias(x.shape.with(-1, x.size(-1) / step), st);
     n.finish(cx, y, |cx, s, g| {
