@@ -7,7 +7,7 @@ pub mod doc;
 pub mod error;
 pub mod footprint;
 pub mod import;
-mod infer;
+pub mod infer;
 pub mod job;
 pub mod serve;
 pub mod spec;

@@ -87,10 +87,45 @@ pub enum Work {
     Train,
     /// One call, all logits.
     Forward,
-    /// A prompt of `seq` tokens, then `new` tokens.
-    Generate {
-        new: u64,
-    },
+    /// A prompt of `seq` tokens, then new ones.
+    Generate(Generation),
+}
+
+/// How `generate` keeps keys and values (where it does: [`Spec::use_cache`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheChoice {
+    /// Grows with each token; sliding layers keep their window.
+    #[default]
+    Dynamic,
+    /// Allocated once for prompt and new tokens.
+    Static,
+}
+
+/// What `generate` is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// New tokens of each sequence.
+    pub new: u64,
+    /// 1: no beam search.
+    pub beams: u64,
+    pub cache: CacheChoice,
+    /// Draw tokens (with the library's `top_k` of 50) instead of taking the best.
+    pub sample: bool,
+    /// The generation configuration names an end token.
+    pub eos: bool,
+}
+
+impl Generation {
+    /// `new` tokens, greedy, with a growing cache and no end token.
+    pub fn greedy(new: u64) -> Generation {
+        Generation {
+            new,
+            beams: 1,
+            cache: CacheChoice::Dynamic,
+            sample: false,
+            eos: false,
+        }
+    }
 }
 
 /// A job, complete.

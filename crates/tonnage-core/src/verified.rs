@@ -64,6 +64,11 @@ pub const RECORDED_MODELS: &[&str] = &[
     "vit",
 ];
 
+/// Architectures with at least one recorded generation.
+pub const RECORDED_GENERATION: &[&str] = &[
+    "falcon", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "qwen2", "qwen3",
+];
+
 /// What of the job rests on source code alone: each as a sentence that begins with `unverified`.
 pub fn unverified(spec: &Spec) -> Vec<String> {
     let mut out = Vec::new();
@@ -80,6 +85,14 @@ pub fn unverified(spec: &Spec) -> Vec<String> {
         }
         if spec.loss == Loss::Unsloth {
             say("Unsloth's fused loss, in as many chunks as keep one within 4 GiB, none of it compiled".into());
+        }
+    }
+    if matches!(spec.work, Work::Generate(_)) {
+        if !RECORDED_GENERATION.contains(&spec.model_type.as_str()) {
+            say(format!("generation with `{}`", spec.model_type));
+        }
+        if !spec.use_cache && !spec.stack.transformers_5() {
+            say("transformers 4 without a cache".into());
         }
     }
     if spec.attention == Attention::FlashAttention2 {

@@ -8,6 +8,7 @@ use crate::run::Run;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use tonnage_sim::ops;
+use tonnage_sim::timeline::Category;
 use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
 
 /// How a cache holds its tokens.
@@ -35,6 +36,8 @@ pub struct Cache {
     layers: RefCell<Vec<(ModuleId, Layer)>>,
     /// Where the next layer probably is: attention modules come in the same order in each call.
     cursor: Cell<usize>,
+    /// A static cache met a layer with a window, which is not modelled.
+    windowed: Cell<bool>,
 }
 
 impl Drop for Cache {
@@ -56,12 +59,18 @@ impl Cache {
             kind,
             layers: RefCell::default(),
             cursor: Cell::new(0),
+            windowed: Cell::new(false),
         }
     }
 
     /// How it holds its tokens.
     pub fn kind(&self) -> CacheKind {
         self.kind
+    }
+
+    /// Did a static cache meet a layer that only looks back a window? Such layers' own static caches are not modelled.
+    pub fn unmodelled(&self) -> bool {
+        self.windowed.get()
     }
 
     /// Tokens that the first layer has seen.
@@ -115,7 +124,10 @@ impl Cache {
         match (self.kind, l.window) {
             (CacheKind::Dynamic, None) => l.grow(m, k, v),
             (CacheKind::Dynamic, Some(w)) => l.slide(m, w, k, v),
-            (CacheKind::Static { len }, _) => l.fill(m, len, k, v),
+            (CacheKind::Static { len }, window) => {
+                self.windowed.set(self.windowed.get() || window.is_some());
+                l.fill(m, len, k, v)
+            }
         }
     }
 
@@ -125,6 +137,7 @@ impl Cache {
             for t in [&mut l.keys, &mut l.values] {
                 if let Some(old) = t {
                     let new = m.cx.empty(OpId::INDEX, old.shape.with(0, beams), old.dtype);
+                    m.cx.tag(&new, Category::KvCache);
                     *t = Some(new);
                 }
             }
@@ -134,10 +147,12 @@ impl Cache {
 
 /// `torch.cat([old, new], dim=-2)`; an empty one-dimensional `old` is left out but the result is a new tensor all the same.
 fn joined(m: &Run, old: Option<&Tensor>, new: &Tensor) -> Tensor {
-    match old {
+    let y = match old {
         Some(old) => ops::cat(&m.cx, &[old, new], -2),
         None => ops::cat(&m.cx, &[new], -2),
-    }
+    };
+    m.cx.tag(&y, Category::KvCache);
+    y
 }
 
 impl Layer {
@@ -153,7 +168,7 @@ impl Layer {
 
     /// `DynamicSlidingWindowLayer.update`: attends over everything, keeps views of the last `window - 1` tokens.
     fn slide(&mut self, m: &Run, window: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-        if self.scalar.is_none() {
+        if self.scalar.is_none() && m.options.stack.transformers_5() {
             let t = m.cx.empty(OpId::TO_COPY, Shape::new(&[]), ScalarType::I64);
             self.scalar = Some(t);
         }
@@ -173,17 +188,24 @@ impl Layer {
     /// `StaticLayer.update`: zeros of the full length at the first call, then copies in place.
     fn fill(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         let cx = &m.cx;
+        // 4.57 is told the places
+        let five = m.options.stack.transformers_5();
         let i64s = |op, n: &[u64]| cx.empty(op, Shape::new(n), ScalarType::I64);
         if self.keys.is_none() {
-            self.keys = Some(cx.empty(OpId::ZEROS, k.shape.with(2, len), k.dtype));
-            self.values = Some(cx.empty(OpId::ZEROS, v.shape.with(2, len), v.dtype));
-            self.scalar = Some(i64s(OpId::TO_COPY, &[]));
+            for (slot, like) in [(&mut self.keys, k), (&mut self.values, v)] {
+                let t = cx.empty(OpId::ZEROS, like.shape.with(2, len), like.dtype);
+                cx.tag(&t, Category::KvCache);
+                *slot = Some(t);
+            }
+            self.scalar = five.then(|| i64s(OpId::TO_COPY, &[]));
         }
         self.seen += k.size(2);
-        let range = i64s(OpId::ARANGE, &[k.size(2)]);
-        let position = i64s(OpId::ADD, &[k.size(2)]);
-        drop(range);
-        drop(position);
+        if five {
+            let range = i64s(OpId::ARANGE, &[k.size(2)]);
+            let position = i64s(OpId::ADD, &[k.size(2)]);
+            drop(range);
+            drop(position);
+        }
         match (&self.keys, &self.values) {
             (Some(k), Some(v)) => (k.clone(), v.clone()),
             _ => (k.clone(), v.clone()),

@@ -147,6 +147,8 @@ pub enum Category {
     Gradients,
     OptimizerState,
     Inputs,
+    /// Keys and values of past tokens.
+    KvCache,
     /// A weight's copy in the autocast type.
     AutocastCopy,
     Workspace,

@@ -202,6 +202,7 @@ pub fn component(b: &Block, modules: &Modules) -> Component {
         Some(Category::Gradients) => return Component::Gradients,
         Some(Category::OptimizerState) => return Component::OptimizerState,
         Some(Category::Inputs) => return Component::Inputs,
+        Some(Category::KvCache) => return Component::KvCache,
         Some(Category::Workspace) => return Component::Workspaces,
         Some(Category::AutocastCopy) => return Component::AutocastCopies,
         None => {}
@@ -235,12 +236,12 @@ pub fn component(b: &Block, modules: &Modules) -> Component {
             }
         }
         Phase::Backward if logits => Component::LogitsAndLoss,
-        Phase::Prefill | Phase::Decode => {
-            if end == Some((born.step, born.micro_batch, born.phase)) {
-                Component::Temporaries
-            } else {
-                Component::KvCache
-            }
+        Phase::Prefill | Phase::Decode
+            if modules.has_logits
+                && (modules.is_head(b.module)
+                    || (b.op == OpId::TO_COPY && modules.name(b.module).is_empty())) =>
+        {
+            Component::LogitsAndLoss
         }
         _ => Component::Temporaries,
     }

@@ -1,8 +1,13 @@
 //! Inference with transformers: one plain call, and `generate`, under `torch.inference_mode()`.
 
+mod beam;
+mod call;
 mod forward;
 mod generate;
+mod kv;
+mod sample;
 mod special;
 
-pub use forward::forward;
-pub use generate::generate;
+pub(crate) use forward::forward;
+pub(crate) use generate::generate;
+pub use kv::kv_cache_bytes;

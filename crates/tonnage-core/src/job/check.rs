@@ -41,7 +41,7 @@ impl Job {
             _ => match key {
                 "name" | "gpu" | "model.id" | "model.path" | "model.type" | "model.description"
                 | "model.config" => false,
-                "work.new_tokens" => generates,
+                k if k.starts_with("generate.") => generates,
                 "stack.peft" => self.given("lora.r").is_some(),
                 "stack.bitsandbytes" => {
                     self.given("quant.format").is_some()
@@ -139,7 +139,7 @@ impl Job {
                 "drop `checkpoint_reentrant`, or say `activation_checkpointing = \"full\"`",
             );
         }
-        if self.word("work.kind") == "generate" && !has("work.new_tokens") {
+        if self.word("work.kind") == "generate" && !has("generate.new_tokens") {
             say(
                 "work.kind",
                 "missing",

@@ -2,7 +2,9 @@
 
 use super::{Job, Origin};
 use crate::doc::{Diagnostic, Value};
-use crate::spec::{Freeze, Hold, Loading, Loop, Mask, Precision, Spec, Work};
+use crate::spec::{
+    CacheChoice, Freeze, Generation, Hold, Loading, Loop, Mask, Precision, Spec, Work,
+};
 use tonnage_catalog::Gpu;
 use tonnage_model::adapt::target::Targets;
 use tonnage_model::adapt::{LoraOptions, Quant, QuantScope};
@@ -162,19 +164,24 @@ impl Job {
         let device = kernel_device(gpu).map_err(|d| vec![d])?;
         let work = match self.word("work.kind").as_str() {
             "forward" => Work::Forward,
-            "generate" => Work::Generate {
-                new: self.count("work.new_tokens").unwrap_or(1),
-            },
+            "generate" => Work::Generate(self.generation()),
             _ => Work::Train,
         };
         let has_positions = !matches!(model_type.as_str(), "resnet" | "timm" | "vit" | "convnext");
-        let seq = match self.count("train.seq_len") {
+        let generates = matches!(work, Work::Generate(_));
+        let prompt = self.count("generate.prompt_len").filter(|_| generates);
+        let seq = match prompt.or_else(|| self.count("train.seq_len")) {
             Some(n) => n,
             None if !has_positions => 0,
             None => {
                 return Err(vec![
-                    Diagnostic::error("missing", "no sequence length is given")
-                        .help("give `[train] seq_len` (--seq-len N)"),
+                    Diagnostic::error("missing", "no sequence length is given").help(
+                        if generates {
+                            "give `[generate] prompt_len` (--prompt-len N)"
+                        } else {
+                            "give `[train] seq_len` (--seq-len N)"
+                        },
+                    ),
                 ]);
             }
         };
@@ -213,7 +220,13 @@ impl Job {
                 "flash_attention_2" => Attention::FlashAttention2,
                 _ => Attention::Sdpa,
             },
-            batch: self.count("train.micro_batch_size").unwrap_or(1),
+            batch: self
+                .count(if generates {
+                    "generate.batch_size"
+                } else {
+                    "train.micro_batch_size"
+                })
+                .unwrap_or(1),
             seq,
             target_len: self.count("train.target_len"),
             image: self.count("train.image_size").unwrap_or(224),
@@ -264,7 +277,7 @@ impl Job {
                 "padding" => Mask::Padding,
                 _ => Mask::Absent,
             },
-            use_cache: true,
+            use_cache: self.word("generate.cache") != "none",
             loading: if self.word("train.loading") == "device_map" {
                 Loading::Warmup
             } else {
@@ -274,6 +287,20 @@ impl Job {
             stack: self.stack(),
             accumulate: Accumulate::InPlaceIfSole,
         })
+    }
+
+    /// What `[generate]` asks for.
+    fn generation(&self) -> Generation {
+        Generation {
+            beams: self.count("generate.beams").unwrap_or(1),
+            cache: match self.word("generate.cache").as_str() {
+                "static" => CacheChoice::Static,
+                _ => CacheChoice::Dynamic,
+            },
+            sample: self.flag("generate.sample"),
+            eos: self.flag("generate.end_token"),
+            ..Generation::greedy(self.count("generate.new_tokens").unwrap_or(1))
+        }
     }
 
     /// The adapters, as peft reads them: a list of names, or one text that is `all-linear` or a regular expression.

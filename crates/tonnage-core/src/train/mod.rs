@@ -160,7 +160,7 @@ fn run(spec: &Spec, allocator: Option<&AllocatorConfig>) -> Result<Simulated, Co
         (Work::Train, Loop::Plain) => plain::train(spec, &cx, &run, &*built.arch, &mut watch)?,
         (Work::Train, Loop::Trainer) => trainer::train(spec, &cx, &run, &*built.arch, &mut watch)?,
         (Work::Forward, _) => infer::forward(spec, &cx, &run, &*built.arch, built.arch.layout())?,
-        (Work::Generate { .. }, _) => infer::generate(spec, &cx, &run, &*built.arch)?,
+        (Work::Generate(_), _) => infer::generate(spec, &cx, &run, &*built.arch)?,
     };
     let mut timeline = cx.take_timeline();
     // tear-down is not part of the job

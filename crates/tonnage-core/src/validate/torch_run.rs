@@ -55,6 +55,21 @@ fn precision(s: &str) -> Option<Precision> {
     })
 }
 
+/// How a record's job generates.
+fn generation(c: &Value) -> Result<Generation, CoreError> {
+    Ok(Generation {
+        beams: number(c, "beams").unwrap_or(1),
+        cache: match text(c, "cache") {
+            None | Some("dynamic") => CacheChoice::Dynamic,
+            Some("static") => CacheChoice::Static,
+            Some(o) => return Err(invalid("config.cache", format!("unknown cache `{o}`"))),
+        },
+        sample: c.get("sample").and_then(|v| v.as_bool()).unwrap_or(false),
+        eos: c.get("eos").is_some_and(|v| !v.is_null()),
+        ..Generation::greedy(number(c, "new").unwrap_or(0))
+    })
+}
+
 /// The versions of a record.
 pub fn stack(versions: &Value) -> Stack {
     let d = Stack::default();
@@ -171,9 +186,7 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     let work = match text(c, "kind") {
         Some("train") => Work::Train,
         Some("forward") => Work::Forward,
-        Some("generate") => Work::Generate {
-            new: number(c, "new").unwrap_or(0),
-        },
+        Some("generate") => Work::Generate(generation(c)?),
         k => return Err(invalid("config.kind", format!("unknown kind {k:?}"))),
     };
     let lora = c.get("peft").map(lora).transpose()?;

@@ -42,7 +42,10 @@ pub fn identical(file: &str, id: &str, trace: &str, changes: &[(&str, Value)]) {
         *slot = value.clone();
     }
     let mut spec = torch_run::spec(&record).unwrap();
-    spec.accumulate = Accumulate::OutOfPlace;
+    // under inference mode composite operators run untraced, by the real in-place rule
+    if spec.work == tonnage_core::spec::Work::Train {
+        spec.accumulate = Accumulate::OutOfPlace;
+    }
     let sim = tonnage_core::simulate(&spec).unwrap();
     let ours = settle(
         sim.timeline

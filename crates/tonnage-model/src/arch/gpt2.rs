@@ -201,7 +201,10 @@ impl Block {
             enable_gqa: false,
             scale_given: true,
         };
-        let mut o = ops::sdpa(cx, &q, &k, &v, &args);
+        let square = common::attention::filled(m, &q, &k, &v, args.is_causal);
+        let (k_near, v_near) = square.as_ref().map_or((&k, &v), |(k, v)| (k, v));
+        let mut o = ops::sdpa(cx, &q, k_near, v_near, &args);
+        drop(square);
         o = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
         let o = self.project(m, o, Shape::new(&[b, s, d]), (q, k, v));
         (o, None)

@@ -28,6 +28,13 @@ pub struct Config {
     pub mlp_bias: bool,
     pub attention_dropout: f64,
     pub tie_word_embeddings: bool,
+    /// mistral: of all layers; qwen: of those from `max_window_layers` on, where `use_sliding_window`.
+    pub sliding_window: Option<u64>,
+    pub use_sliding_window: bool,
+    pub max_window_layers: u64,
+    pub layer_types: Option<Vec<String>>,
+    #[serde(skip)]
+    by_layer: bool,
     #[serde(skip)]
     qkv_bias: bool,
     #[serde(skip)]
@@ -48,9 +55,29 @@ impl Default for Config {
             mlp_bias: false,
             attention_dropout: 0.0,
             tie_word_embeddings: false,
+            sliding_window: None,
+            use_sliding_window: false,
+            max_window_layers: 28,
+            layer_types: None,
+            by_layer: false,
             qkv_bias: false,
             qk_norm: false,
         }
+    }
+}
+
+impl Config {
+    /// How far layer `i` looks back, if not to the start.
+    fn window(&self, i: u64) -> Option<u64> {
+        let w = self.sliding_window?;
+        if !self.by_layer {
+            return Some(w);
+        }
+        let sliding = match &self.layer_types {
+            Some(t) => t.get(i as usize).is_some_and(|t| t == "sliding_attention"),
+            None => i >= self.max_window_layers,
+        };
+        (self.use_sliding_window && sliding).then_some(w)
     }
 }
 
@@ -71,6 +98,7 @@ struct Layer {
     post_norm: RmsNorm,
     head_dim: u64,
     dropout: f64,
+    window: Option<u64>,
 }
 
 struct Llama {
@@ -94,6 +122,10 @@ pub fn build(
 ) -> Result<Built, ModelError> {
     let mut c: Config = fields(&defaults(model_type, config))?;
     c.qkv_bias = model_type == "qwen2" || c.attention_bias;
+    c.by_layer = model_type.starts_with("qwen");
+    if model_type == "llama" {
+        c.sliding_window = None;
+    }
     c.qk_norm = model_type == "qwen3";
     let h = c.num_attention_heads;
     if h == 0 || (c.head_dim.is_none() && !c.hidden_size.is_multiple_of(h)) {
@@ -115,7 +147,7 @@ pub fn build(
         let embed = Embedding::new(b, "embed_tokens", c.vocab_size, c.hidden_size);
         let layers = b.scope("layers", |b| {
             (0..c.num_hidden_layers)
-                .map(|i| Rc::new(layer(b, &i.to_string(), &c, head_dim, kv)))
+                .map(|i| Rc::new(layer(b, i, &c, head_dim, kv)))
                 .collect()
         });
         let norm = RmsNorm::new(b, "norm", c.hidden_size);
@@ -169,7 +201,11 @@ fn defaults(model_type: &str, config: &serde_json::Value) -> serde_json::Value {
             ("num_key_value_heads", 32),
             ("head_dim", 128),
         ],
-        "mistral" => &[("intermediate_size", 14_336), ("num_key_value_heads", 8)],
+        "mistral" => &[
+            ("intermediate_size", 14_336),
+            ("num_key_value_heads", 8),
+            ("sliding_window", 4096),
+        ],
         _ => &[],
     };
     let mut v = config.clone();
@@ -181,10 +217,10 @@ fn defaults(model_type: &str, config: &serde_json::Value) -> serde_json::Value {
     v
 }
 
-fn layer(b: &mut NetBuilder, name: &str, c: &Config, head_dim: u64, kv: u64) -> Layer {
+fn layer(b: &mut NetBuilder, i: u64, c: &Config, head_dim: u64, kv: u64) -> Layer {
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let qd = c.num_attention_heads * head_dim;
-    b.scope(name, |b| {
+    b.scope(&i.to_string(), |b| {
         let id = b.id();
         let (attn, q, k, v, o, q_norm, k_norm) = b.scope("self_attn", |b| {
             let q = Linear::new(b, "q_proj", d, qd, c.qkv_bias);
@@ -219,6 +255,7 @@ fn layer(b: &mut NetBuilder, name: &str, c: &Config, head_dim: u64, kv: u64) -> 
             post_norm,
             head_dim,
             dropout: c.attention_dropout,
+            window: c.window(i),
         }
     })
 }
@@ -256,7 +293,7 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
-        let (k, v) = m.cached(self.attn, None, k, v);
+        let (k, v) = m.cached(self.attn, self.window, k, v);
         let mut o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
         o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
         o = self.o.forward(m, &o);
@@ -326,7 +363,18 @@ impl Arch for Llama {
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
             let pos = common::mask::positions(m, batch, s);
-            let mask = common::mask::causal(m, batch, b, s, emb.dtype);
+            // mistral has one mask for all layers, qwen one for each kind of layer
+            let window = self.layers.iter().find_map(|l| l.window);
+            let full = self.mapped || window.is_none();
+            let mask = full
+                .then(|| common::mask::causal(m, batch, b, s, emb.dtype))
+                .flatten();
+            let near =
+                window.and_then(|w| common::mask::windowed(m, batch, b, s, emb.dtype, Some(w)));
+            let mask_of = |l: &Layer| match l.window {
+                Some(_) => near.clone(),
+                None => mask.clone(),
+            };
             let (cos, sin) = m.within(self.rotary, || {
                 common::rope::tables_for(m, pos.size(0), s, self.head_dim, emb.dtype)
             });
@@ -335,13 +383,13 @@ impl Arch for Llama {
                 x = if m.checkpoints(i) {
                     let (l, m2) = (l.clone(), m.clone());
                     // in the order in which the keyword arguments die
-                    let kwargs = (mask.clone(), sin.clone(), cos.clone(), pos.clone());
+                    let kwargs = (mask_of(&l), sin.clone(), cos.clone(), pos.clone());
                     cx.checkpoint(vec![x], move |_, t| {
                         let kwargs = &kwargs;
                         l.forward(&m2, &t[0], &kwargs.2, &kwargs.1, kwargs.0.as_ref())
                     })
                 } else {
-                    l.forward(m, &x, &cos, &sin, mask.as_ref())
+                    l.forward(m, &x, &cos, &sin, mask_of(l).as_ref())
                 };
             }
             x = self.norm.forward(m, &x);
@@ -350,6 +398,7 @@ impl Arch for Llama {
             if self.mapped {
                 // qwen: `causal_mask_mapping`, then `mask_kwargs`, which names embeddings and positions once more
                 drop(mask);
+                drop(near);
                 drop(emb);
                 drop(cache_position);
                 drop(pos);
@@ -358,6 +407,7 @@ impl Arch for Llama {
                 drop(emb);
                 drop(cache_position);
                 drop(mask);
+                drop(near);
             }
             drop(sin);
             drop(cos);

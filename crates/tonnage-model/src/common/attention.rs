@@ -45,6 +45,8 @@ pub fn attend_with_weights(
     });
     let (k, v) = repeated.as_ref().map_or((k, v), |(k, v)| (k, v));
     let causal = q.size(2) > 1 && mask.is_none() && is_causal;
+    let square = filled(m, q, k, v, causal);
+    let (k, v) = square.as_ref().map_or((k, v), |(k, v)| (k, v));
     let args = SdpaArgs {
         mask: mask.cloned(),
         dropout: p,
@@ -54,6 +56,7 @@ pub fn attend_with_weights(
     };
     let o = ops::sdpa(cx, q, k, v, &args);
     let o2 = ops::contiguous(cx, &ops::transpose(cx, &o, 1, 2));
+    drop(square);
     drop(repeated);
     drop(o);
     (o2, None)
@@ -74,6 +77,22 @@ fn flash(m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     let o = ops::flash_attention_2(cx, &q, &k, &v, dropout);
     drop((q, k, v));
     ops::contiguous(cx, &o)
+}
+
+/// 5.x: of a static cache's keys and values those that the prompt filled, so that `is_causal` and the flash kernel go together
+/// (case `llama-tiny-generate-bf16-static`).
+pub fn filled(
+    m: &Run,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    causal: bool,
+) -> Option<(Tensor, Tensor)> {
+    let (s, kv) = (q.size(2), k.size(2));
+    (m.options.stack.transformers_5() && causal && kv > s).then(|| {
+        let part = |t: &Tensor| ops::slice(&m.cx, t, 2, 0, s);
+        (part(k), part(v))
+    })
 }
 
 /// `eager_attention_forward`: scores, scaling, soft capping by `cap`, mask, fp32 softmax, dropout, context; the context and the

@@ -202,12 +202,25 @@ pub fn additive(m: &Run, mask: Tensor, dtype: ScalarType) -> Tensor {
 }
 
 /// `fast_all` (5.x): the number of true elements against all of them.
-fn fast_all(m: &Run, bools: &Tensor) {
+pub fn fast_all(m: &Run, bools: &Tensor) {
     let cx = &m.cx;
     let count = ops::sum(cx, bools, &[], false);
     let equal = ops::compare_scalar(cx, OpId::EQ, &count);
     drop(count);
     drop(equal);
+}
+
+/// The part of the [B, past + S] mask that a sliding layer still holds, for a look at it (`_ignore_causal_mask_sdpa`;
+/// case `mistral-tiny-generate-bf16-window`).
+fn recent(m: &Run, b: u64, kv: u64) {
+    let cx = &m.cx;
+    let i64s = |op| cx.empty(op, Shape::new(&[kv]), ScalarType::I64);
+    let mut places = i64s(OpId::ARANGE);
+    if m.options.stack.transformers_5() {
+        places = i64s(OpId::ADD);
+    }
+    drop(cx.empty(OpId::INDEX, Shape::new(&[b, kv]), ScalarType::Bool));
+    drop(places);
 }
 
 /// Can SDPA's `is_causal` stand for the mask? 5.x asks twice where the first answer is no (`_ignore_causal_mask_sdpa`;
@@ -228,6 +241,11 @@ fn skippable(m: &Run, bools: &Tensor, padded: bool, s: u64) -> bool {
 /// The boolean [B, 1, S, S] mask of a causal model whose batch has a [B, S] mask: by broadcasting in 5.x, under vmap in 4.57
 /// (`sdpa_mask`, `sdpa_mask_recent_torch`; the cases named above, with eager attention `llama-tiny-plain-bf16-eager-mask-ones`).
 pub fn padding_mask(m: &Run, b: u64, span: Span) -> Tensor {
+    padding_mask_over(m, b, span, None)
+}
+
+/// As [`padding_mask`], from the call's mask padded to the keys' length, which dies first.
+pub fn padding_mask_over(m: &Run, b: u64, span: Span, padded: Option<Tensor>) -> Tensor {
     let cx = &m.cx;
     let Span { q, kv, .. } = span;
     let five = m.options.stack.transformers_5();
@@ -257,6 +275,7 @@ pub fn padding_mask(m: &Run, b: u64, span: Span) -> Tensor {
         picked
     };
     let mask = and_masks(m, span, || causal_function(m, span)).then(pick, &[b, 1, q, kv]);
+    drop(padded);
     first.into_iter().chain(then).for_each(drop);
     mask
 }
@@ -337,8 +356,13 @@ pub fn requested(
                 bools
             })
         }
+        // prepared by the caller
+        Some(mask) if mask.shape.ndim() == 4 => Some(mask.clone()),
         Some(mask) => {
             let bools = ops::plain(&m.cx, OpId::TO_COPY, mask, ScalarType::Bool);
+            if !eager && mask.size(1) > span.kv {
+                recent(m, b, span.kv);
+            }
             if !must && skippable(m, &bools, batch.padded, s) {
                 return None;
             }

@@ -32,6 +32,50 @@ pub fn sort(rows: u64, width: u64, dtype: ScalarType, dev: &KernelDevice) -> Opt
     Some(s)
 }
 
+/// `topk` of `rows` rows of `width` elements: results 0 values, 1 indices. Long rows are shared by several blocks, whose buffers
+/// are taken first to last and go last to first (`cuda/TensorTopK.cu`, `mbtopk`; cases `llama-tiny-generate-bf16-beams4`,
+/// `-b40-beams2` and `-sample`).
+pub fn topk(rows: u64, width: u64, dtype: ScalarType, dev: &KernelDevice) -> Steps {
+    const THREADS: u64 = 256;
+    let mut s = Steps::outputs(2);
+    let shared = match rows {
+        0..=20 => width >= 20_000,
+        21..=40 => width >= 10_000,
+        41..=80 => width >= 8_000,
+        81..200 => width >= 5_000,
+        200..800 => width >= 3_000,
+        800..=4000 => width >= 800,
+        _ => width >= 400,
+    };
+    if !shared {
+        return s;
+    }
+    // six blocks of 256 threads with 40 registers each on a multiprocessor
+    let threads = u64::from(dev.sm_count) * 6 * THREADS;
+    let items = (rows * width).div_ceil(threads).clamp(4, 64);
+    let blocks = rows * width.div_ceil(items * THREADS);
+    let slots: Vec<_> = [
+        rows * dtype.size(),
+        rows * 8,
+        rows * 8,
+        blocks * 256 * 2,
+        rows * 256 * 4,
+        blocks * 4,
+        blocks * 4,
+    ]
+    .into_iter()
+    .map(|n| s.alloc(n))
+    .collect();
+    for _ in 0..2 {
+        // by key: the keys before each tile lie behind the tiles' states
+        s.scratch(inclusive_scan_temp(blocks, 4) + 256);
+    }
+    for slot in slots.into_iter().rev() {
+        s.free(slot);
+    }
+    s
+}
+
 /// `cumsum` of `n` elements with result type `out`: `whole` is whether the summed dimension is the whole
 /// tensor (then CUB scans it). fp16 and bf16 whole tensors are not covered: `None`.
 pub fn cumsum(n: u64, input: ScalarType, out: ScalarType, whole: bool) -> Option<Steps> {

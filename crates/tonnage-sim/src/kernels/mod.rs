@@ -28,7 +28,7 @@ pub use device::KernelDevice;
 pub use embedding::embedding_dense_backward;
 pub use foreach::foreach_norm_scratch;
 pub use gemm::{CUBLASLT_WORKSPACE, addmm_uses_lt, cublas_workspace, grouped_mm};
-pub use index::{cumsum, index_put_accumulate, nonzero, sort};
+pub use index::{cumsum, index_put_accumulate, nonzero, sort, topk};
 pub use iter::Strided;
 pub use loss::{Reduction, bce_with_logits, pointwise_loss, softmax_backward};
 pub use norm::{

@@ -11,12 +11,18 @@ use crate::tensor::Tensor;
 use smallvec::smallvec;
 use tonnage_units::ScalarType;
 
-/// `torch.topk(x, k, dim=-1)`: values and int64 indices, which are kept. Rows of fewer than 400 elements.
+/// `torch.topk(x, k, dim=-1)`: values and int64 indices, which are kept.
 pub fn topk(cx: &Cx, x: &Tensor, k: u64) -> (Tensor, Tensor) {
     let mut n = cx.node(OpId::TOPK, &[x]);
     let shape = x.shape.with(-1, k);
-    let values = cx.empty(OpId::TOPK, shape, x.dtype);
-    let indices = cx.empty(OpId::TOPK, shape, ScalarType::I64);
+    let width = x.size(-1).max(1);
+    let steps = kernels::topk(x.numel() / width, width, x.dtype, &cx.device().kernel);
+    let mut ys = cx.play(OpId::TOPK, &steps, |i| {
+        let dtype = if i == 0 { x.dtype } else { ScalarType::I64 };
+        (shape, shape.contiguous_strides(), dtype)
+    });
+    let indices = ys.remove(1);
+    let values = ys.remove(0);
     n.save(cx, &indices);
     let y = n.finish(cx, values, |cx, s, g| -> Grads {
         let to = s.inputs[0];

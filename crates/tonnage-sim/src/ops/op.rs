@@ -73,6 +73,8 @@ ops! {
     MAX "max",
     ARGMAX "argmax",
     ALL "all",
+    ANY "any",
+    REMAINDER "remainder",
     SUM "sum",
     MEAN "mean",
     CUMSUM "cumsum",
