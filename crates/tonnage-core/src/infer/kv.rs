@@ -28,7 +28,7 @@ pub fn kv_cache_bytes(spec: &Spec, batch: u64, tokens: u64) -> Result<u64, CoreE
         attention: spec.attention,
         training: false,
         use_cache: true,
-        checkpoint: false,
+        checkpoint: None,
         loss: spec.loss,
         stack: spec.stack,
     };
