@@ -99,14 +99,14 @@ impl Calls<'_> {
         drop(first);
         drop(positions);
         drop(self.run.cache.take());
-        if self.how.cache == CacheChoice::Dynamic {
+        if self.how.cache == CacheChoice::Dynamic || self.five {
             drop(cache);
             drop(eos);
             drop(ids);
             drop(mask);
             cx.mark(1, 0, Phase::End);
         } else {
-            // the model keeps a static cache for its next call
+            // 4.57: the model keeps a static cache for its next call
             drop(eos);
             drop(ids);
             drop(mask);
