@@ -5,6 +5,7 @@
 pub mod agi2_compat;
 pub mod doc;
 pub mod error;
+pub mod fit;
 pub mod footprint;
 pub mod import;
 pub mod infer;

@@ -4,6 +4,7 @@
 mod env;
 mod error;
 mod files;
+mod gguf;
 mod http;
 mod hub;
 mod inventory;
@@ -13,6 +14,7 @@ mod name;
 pub use env::{Env, Secret};
 pub use error::HostError;
 pub use files::{ModelFiles, Origin};
+pub use gguf::{GgufFile, gguf};
 pub use inventory::{Comparison, Group, compare};
 pub use local::{cached, folder, is_model_folder};
 pub use name::{Revision, check_id};

@@ -61,7 +61,7 @@ impl Units {
 pub enum Command {
     /// The memory footprint of a job, and whether it fits a card
     #[command(
-        after_help = "Examples:\n  tonnage estimate examples/deepseek-qlora.toml\n  tonnage estimate gpt-configs/150M.json --gpu rtx-4090\n  tonnage estimate --model gpt2 --seq-len 1024 --batch-size 4 --precision bf16-mixed --explain saved_activations"
+        after_help = "Examples:\n  tonnage estimate examples/deepseek-qlora.toml\n  tonnage estimate gpt-configs/150M.json --gpu rtx-4090\n  tonnage estimate --model gpt2 --seq-len 1024 --batch-size 4 --precision bf16-mixed --explain saved_activations\n  tonnage estimate model.gguf --context-len 8192 --gpu rtx-4090 (any flag of llama-server)\n  tonnage estimate --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
     )]
     Estimate(Box<EstimateArgs>),
     /// Jobs, precisions, batches or lengths side by side
@@ -69,6 +69,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage compare a.toml b.toml\n  tonnage compare gpt-configs/150M.json --sweep batch-size=8,16,32,64\n  tonnage compare job.toml --sweep precision=fp32,bf16-mixed,bf16 --format md"
     )]
     Compare(Box<CompareArgs>),
+    /// The settings of a serving engine that fit a card, and the next step that does not
+    #[command(
+        after_help = "Examples:\n  tonnage fit qwen3-30b-a3b.Q4_K_M --gpu rtx-3060-12gb\n  tonnage fit model.gguf --gpu rtx-4090 --cache-type-k q8_0\n  tonnage fit --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
+    )]
+    Fit(FitArgs),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),
@@ -83,6 +88,25 @@ pub enum Command {
     /// The JSON schema of an output
     #[command(after_help = "Example:\n  tonnage schema footprint")]
     Schema(SchemaArgs),
+}
+
+/// `fit`
+#[derive(Args, Debug)]
+pub struct FitArgs {
+    /// A model file of llama.cpp, or the name of one that the program carries (qwen3-8b.Q4_K_M); flags of llama-server follow
+    pub model: Option<String>,
+    /// The card that the question is about
+    #[arg(long, value_name = "ID")]
+    pub gpu: Option<String>,
+    /// How many of the card (llama.cpp)
+    #[arg(long, value_name = "N")]
+    pub gpu_count: Option<usize>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
+    /// A serving engine's command line
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// `--format` of estimate
@@ -142,6 +166,12 @@ pub struct EstimateArgs {
     /// Print the job as a job file instead
     #[arg(long)]
     pub write_job: bool,
+    /// How many of the card (llama.cpp; vLLM's is --tensor-parallel-size)
+    #[arg(long, value_name = "N")]
+    pub gpu_count: Option<usize>,
+    /// A serving engine's command line: vllm serve MODEL ..., llama-server -m FILE ...
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// `compare`
@@ -233,6 +263,7 @@ pub struct SchemaArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SchemaName {
     Footprint,
+    Serving,
     Validate,
 }
 

@@ -2,6 +2,8 @@
 
 mod args;
 mod commands;
+mod engines;
+mod headers;
 mod jobs;
 mod models;
 mod output;
@@ -35,11 +37,12 @@ fn main() -> ExitCode {
         eprintln!("error: {text}\n  = {defect}");
         std::process::exit(70);
     }));
-    let cli = args::Cli::parse();
+    let cli = args::Cli::parse_from(engines::arguments(std::env::args_os()));
     let out = output::Output::new(&cli.global);
     let status = match &cli.command {
         args::Command::Estimate(a) => commands::estimate::run(a, &out),
         args::Command::Compare(a) => commands::compare::run(a, &out),
+        args::Command::Fit(a) => commands::fit::run(a, &out),
         args::Command::Validate(a) => commands::validate::run(a, &out),
         args::Command::Models(a) => commands::catalog::models(a, &out),
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),

@@ -11,6 +11,9 @@ use tonnage_core::verdict::Outcome;
 use tonnage_report::{csv, explain, json, markdown, svg, text};
 
 pub fn run(a: &EstimateArgs, out: &Output) -> Status {
+    if !a.command.is_empty() {
+        return super::serving::estimate(a, out);
+    }
     if a.job.is_none() && a.settings.given.is_empty() {
         out.complain(&[tonnage_core::Diagnostic::error(
             "missing",

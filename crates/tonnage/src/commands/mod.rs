@@ -3,6 +3,8 @@
 pub mod catalog;
 pub mod compare;
 pub mod estimate;
+pub mod fit;
 pub mod model;
 pub mod schema;
+pub mod serving;
 pub mod validate;

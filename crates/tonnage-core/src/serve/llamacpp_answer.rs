@@ -1,0 +1,268 @@
+//! What a run of llama.cpp takes, told as a [`Serving`]: buffers by component, what the kernels and the driver add, the verdict.
+
+use super::answer::{
+    Cache, Chosen, Component, Fit, Line, Part, Refused, SCHEMA, Serving, exact, totals,
+};
+use super::llamacpp::{self, Api, Buft, Error, Estimate, Kind, Settings, hparams};
+use crate::verdict::{Device, Outcome};
+use tonnage_model::readers::gguf::Gguf;
+use tonnage_units::GgmlType;
+
+/// The version whose rules are modelled.
+pub const VERSION: &str = "0.5.0";
+const MIB: u64 = 1 << 20;
+
+/// What is asked besides the settings.
+#[derive(Clone, Debug, Default)]
+pub struct Question {
+    /// The model as the user named it.
+    pub model: String,
+    /// One card for each device; none: no card was named, or the CPU alone.
+    pub cards: Vec<Device>,
+    pub settings: Vec<Chosen>,
+    pub not_memory: Vec<String>,
+    pub launch: String,
+    pub notes: Vec<String>,
+}
+
+/// The answer. What the engine refuses is an answer too.
+///
+/// # Errors
+/// What the file lacks, and what is not modelled, by name.
+pub fn answer(gguf: &Gguf, s: &Settings, q: Question) -> Result<Serving, Error> {
+    let e = match llamacpp::estimate(gguf, s) {
+        Ok(e) => e,
+        Err(Error::Refused(message)) => {
+            let mut a = empty(q);
+            a.refused = Some(Refused {
+                message,
+                remedies: vec![],
+            });
+            return Ok(a);
+        }
+        Err(e) => return Err(e),
+    };
+    let h = hparams::read(gguf)?;
+    let mut lines: Vec<Line> = e.buffers.iter().filter(|b| b.bytes > 0).map(line).collect();
+    for i in 0..s.devices.len() {
+        let i = i as u8;
+        lines.extend(kernels(gguf, s, &e, &h, i));
+        if let Some(card) = q.cards.get(usize::from(i)) {
+            let c = &card.overhead.context;
+            lines.push(Line {
+                low_bytes: c.low,
+                high_bytes: c.high,
+                ..exact(
+                    Some(i),
+                    "driver",
+                    Component::DeviceContext,
+                    c.expected,
+                    vec![],
+                )
+            });
+        }
+    }
+    lines.sort_by_key(|l| (l.device.is_none(), l.device, l.component));
+    let cards = q.cards.clone();
+    let mut a = empty(q);
+    a.totals = totals(&lines);
+    a.lines = lines;
+    a.cache = cache(&e, s);
+    a.fits = cards
+        .iter()
+        .enumerate()
+        .map(|(i, c)| verdict(&a, i as u8, c))
+        .collect();
+    a.notes.extend(notes(&e, s, cards.is_empty()));
+    Ok(a)
+}
+
+fn empty(q: Question) -> Serving {
+    Serving {
+        schema: SCHEMA,
+        engine: "llama.cpp",
+        engine_version: VERSION,
+        model: q.model,
+        lines: vec![],
+        totals: vec![],
+        cache: Cache::default(),
+        settings: q.settings,
+        not_memory: q.not_memory,
+        fits: vec![],
+        refused: None,
+        launch: q.launch,
+        notes: q.notes,
+    }
+}
+
+fn line(b: &llamacpp::Buffer) -> Line {
+    let component = match b.kind {
+        Kind::Weights => Component::Weights,
+        Kind::KvCache => Component::KvCache,
+        Kind::RecurrentState => Component::RecurrentState,
+        Kind::Compute => Component::Compute,
+        Kind::Output => Component::Output,
+    };
+    let device = match b.buft {
+        Buft::Cuda(i) | Buft::Vulkan(i) => Some(i),
+        _ => None,
+    };
+    let mut parts: Vec<Part> = Vec::new();
+    for i in &b.items {
+        let name = match i.layer {
+            Some(l) => i.name.replacen(&format!("blk.{l}."), "blk.*.", 1),
+            None => i.name.clone(),
+        };
+        match parts.iter_mut().find(|p| p.name == name) {
+            Some(p) => {
+                p.count += 1;
+                p.bytes += i.bytes;
+            }
+            None => parts.push(Part {
+                name,
+                count: 1,
+                bytes: i.bytes,
+            }),
+        }
+    }
+    parts.sort_by_key(|p| std::cmp::Reverse(p.bytes));
+    exact(device, b.buft.name(), component, b.bytes, parts)
+}
+
+/// Scratch pool and cuBLAS workspace of one device (ggml-cuda.cu, `ggml_cuda_pool_vmm`, `cublas_handle`), as ranges: the pool depends on the
+/// occupancy of kernels. The 400 recorded prefills took 4 to 64 MiB with flash attention; without it the weights of one layer's attention
+/// are converted to 16 bits, up to `2 * heads * cells * tokens` bytes once the context is full; below compute capability 7.0 the largest matrix is
+/// unpacked to 16 bits.
+fn kernels(g: &Gguf, s: &Settings, e: &Estimate, h: &hparams::Hparams, device: u8) -> Vec<Line> {
+    let here = |k: Kind| e.bytes(Buft::Cuda(device), k);
+    if here(Kind::Weights) + here(Kind::KvCache) + here(Kind::RecurrentState) == 0 {
+        return vec![];
+    }
+    let capability = match s.devices[usize::from(device)].api {
+        Api::Cuda { compute_capability } => compute_capability,
+        Api::Vulkan { .. } => return vec![],
+    };
+    let n = e.context.n_ubatch.min(e.context.n_ctx);
+    let matrices = || g.tensors.iter().filter(|t| t.ne[1] > 1);
+    let mut pool = (4 * MIB, 16 * MIB, (n / 512).max(1) * 8 * MIB + 24 * MIB);
+    let caches = e.memory.caches.iter().filter(|c| !c.layers.is_empty());
+    let cells = caches.map(|c| c.cells).max().unwrap_or(0);
+    if !e.flash_attention && cells > 0 {
+        let heads = h.n_head.iter().copied().max().unwrap_or(0);
+        let most = (2 * heads).saturating_mul(cells).saturating_mul(n);
+        pool.1 += most;
+        pool.2 += most;
+    }
+    if capability < 700 {
+        let largest = matrices()
+            .filter(|t| t.name != "token_embd.weight" && t.ggml_type.is_quantized())
+            .map(|t| 2 * t.ne[0].saturating_mul(t.ne[1]))
+            .max();
+        let largest = largest.unwrap_or(0);
+        pool = (pool.0, pool.1 + largest, pool.2 + largest);
+    }
+    let cublas = e
+        .cublas_workspace_bytes
+        .get(usize::from(device))
+        .copied()
+        .unwrap_or(0);
+    let name = format!("CUDA{device}");
+    let mut out = vec![Line {
+        low_bytes: pool.0,
+        high_bytes: pool.2,
+        ..exact(Some(device), &name, Component::Pool, pool.1, vec![])
+    }];
+    if cublas > 0 {
+        out.push(exact(
+            Some(device),
+            &name,
+            Component::LibraryWorkspace,
+            cublas,
+            vec![],
+        ));
+    }
+    out
+}
+
+fn cache(e: &Estimate, s: &Settings) -> Cache {
+    let bytes = e
+        .buffers
+        .iter()
+        .filter(|b| b.kind == Kind::KvCache)
+        .map(|b| b.bytes)
+        .sum();
+    let row = |ty: GgmlType, n: u64| ty.bytes(n, 1).unwrap_or(0);
+    let per_token = |sliding: bool| -> u64 {
+        e.memory
+            .caches
+            .iter()
+            .filter(|c| c.sliding == sliding)
+            .flat_map(|c| &c.layers)
+            .map(|l| row(s.type_k, l.k) + row(s.type_v, l.v))
+            .sum()
+    };
+    let c = &e.context;
+    Cache {
+        bytes_per_token: per_token(false),
+        context_len: c.n_ctx_seq,
+        sequences: c.n_seq,
+        bytes,
+        tokens: c.n_ctx,
+        ..Cache::default()
+    }
+}
+
+fn verdict(a: &Serving, device: u8, card: &Device) -> Fit {
+    let t = a.totals.iter().find(|t| t.device == Some(device));
+    let (needed, high) = t.map_or((0, 0), |t| (t.bytes, t.high_bytes));
+    let usable = card.usable.expected;
+    let (outcome, why) = if needed > usable {
+        (Outcome::No, "the buffers are larger than what CUDA gives")
+    } else if high > card.usable.low {
+        (
+            Outcome::Tight,
+            "with the largest context and scratch of the ranges it does not fit",
+        )
+    } else {
+        (
+            Outcome::Fits,
+            "so it does with the largest context and scratch of the ranges",
+        )
+    };
+    Fit {
+        gpu: card.gpu.id.clone(),
+        name: card.gpu.name.clone(),
+        device,
+        outcome,
+        usable_bytes: usable,
+        needed_bytes: needed,
+        margin_bytes: i64::try_from(i128::from(usable) - i128::from(needed)).unwrap_or(i64::MIN),
+        why: why.into(),
+    }
+}
+
+fn notes(e: &Estimate, s: &Settings, no_card: bool) -> Vec<String> {
+    let mut out = vec![format!(
+        "flash attention is {}",
+        if e.flash_attention { "on" } else { "off" }
+    )];
+    if e.memory.caches.iter().any(|c| c.sliding) {
+        let cells = e
+            .memory
+            .caches
+            .iter()
+            .filter(|c| c.sliding)
+            .map(|c| c.cells);
+        out.push(format!(
+            "layers with a sliding window keep {} tokens each, whatever the context",
+            cells.max().unwrap_or(0)
+        ));
+    }
+    if e.buffers.iter().any(|b| b.buft == Buft::CpuMapped) {
+        out.push("CPU_Mapped is the stretch of the file that the engine maps and prints; its pages are the system's file cache, in memory once touched".into());
+    }
+    if no_card && !s.devices.is_empty() {
+        out.push("no card is named: kernels are those of compute capability 8.9, the CUDA context is not counted (--gpu ID for a verdict)".into());
+    }
+    out
+}
