@@ -139,7 +139,7 @@ pub fn resolve(config: &Value, v: &Vllm, device: &Device) -> Result<Start, CoreE
         });
     };
     let tp = v.tensor_parallel_size.unwrap_or(1);
-    if model.heads > 0 && model.heads % tp != 0 {
+    if model.heads > 0 && !model.heads.is_multiple_of(tp) {
         return Err(CoreError::Invalid {
             field: "--tensor-parallel-size".into(),
             problem: format!(
@@ -483,7 +483,7 @@ fn remedies(start: &Start, v: &Vllm, e: &Refusal) -> Result<Vec<Remedy>, CoreErr
         offer("--enforce-eager".into(), &|s| s.enforce_eager = true)?;
     }
     let mut tp = start.settings.tensor_parallel_size * 2;
-    while tp <= 16 && start.model.heads % tp == 0 {
+    while tp <= 16 && start.model.heads.is_multiple_of(tp) {
         if offer(
             format!("--tensor-parallel-size {tp} (as many cards)"),
             &|s| s.tensor_parallel_size = tp,

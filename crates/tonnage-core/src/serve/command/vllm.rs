@@ -261,7 +261,7 @@ fn human(flag: &str, v: &str) -> Result<u64, Diagnostic> {
     // `1.5k` is allowed where it is a lower-case letter
     let x: f64 = digits.parse().map_err(|_| bad())?;
     let n = x * by as f64;
-    if !n.is_finite() || n < 0.0 || n > 1e18 {
+    if !(0.0..=1e18).contains(&n) {
         return Err(bad());
     }
     Ok(n as u64)
