@@ -12,7 +12,7 @@ fn k24_weights_and_cache_halve() {
             let job = made(&[
                 ("model.id", model),
                 ("work.kind", "generate"),
-                ("work.new_tokens", "32"),
+                ("generate.new_tokens", "32"),
                 ("train.micro_batch_size", "4"),
                 ("train.seq_len", len),
                 ("train.precision", precision),
