@@ -117,7 +117,12 @@ fn described_and_coded_architectures_agree() {
             // transformers 5 ties T5's head even where the checkpoint has one of its own (configuration_t5.py, 5.17.0)
             let own_head = m.model_type == "t5" && config["tie_word_embeddings"] == json!(false);
             let head = |k: &str| config[k].as_u64().unwrap_or(0);
-            let dropped = if own_head {
+            // the router's correction is a buffer in the library and a tensor like any other in the checkpoint
+            let corrected = m.model_type == "deepseek_v3";
+            let dropped = if corrected {
+                (head("num_hidden_layers") - head("first_k_dense_replace"))
+                    * head("n_routed_experts")
+            } else if own_head {
                 head("vocab_size") * head("d_model")
             } else {
                 0

@@ -180,7 +180,7 @@ pub static SETTINGS: &[Setting] = &[
         "generate-batch",
         Kind::Count(1),
         Some("1"),
-        &["batch"],
+        &[],
         "sequences generated at once",
     ),
     s(

@@ -100,6 +100,10 @@ fn config(model_type: &str, given: &Value) -> Result<Config, ModelError> {
     let v3 = model_type == "deepseek_v3";
     let mut all = defaults(v3);
     if let (Some(all), Some(given)) = (all.as_object_mut(), given.as_object()) {
+        // a config.json always has the field, a number or null; tools that drop nulls leave it out (DeepSeek-V2-Lite)
+        if given.contains_key("architectures") {
+            all.insert("q_lora_rank".into(), Value::Null);
+        }
         all.extend(given.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
     let mut c: Config = fields(&all)?;
