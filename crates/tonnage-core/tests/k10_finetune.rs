@@ -1,24 +1,11 @@
 //! K10: fine-tuning methods on whole jobs.
 
+mod events;
+
+use events::{OWN, records, unobserved};
 use serde_json::{Value, json};
-use std::io::Read;
-use std::path::PathBuf;
 use tonnage_core::simulate;
 use tonnage_core::validate::torch_run::{figures, rows, spec};
-use tonnage_sim::EventKind;
-
-fn groundtruth(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../groundtruth")
-        .join(name)
-}
-
-fn records(file: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(groundtruth(file)).unwrap();
-    text.lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect()
-}
 
 fn finetunes(record: &Value) -> bool {
     ["peft", "quant", "freeze"]
@@ -53,21 +40,10 @@ fn k10_recorded_fine_tuning_is_exact() {
     assert!(exact >= 59, "{exact} exact, unsupported: {unsupported:?}");
 }
 
-/// Number of an allocation with its bytes, or of a free. What an emptied cache gives back depends on the allocator: left out.
-type Entry = (bool, u64, u64);
-
-/// Frees that follow each other leave the same allocator behind in any order.
-fn settle(mut v: Vec<Entry>) -> Vec<Entry> {
-    for run in v.chunk_by_mut(|a, b| a.0 && b.0) {
-        run.sort_unstable();
-    }
-    v
-}
-
 /// Unobserved runs (gradients accumulate in place), event by event.
 #[test]
 fn k10_events_are_those_of_recorded_fine_tuning() {
-    let all = records("torch-trace-own.jsonl");
+    let all = records(OWN);
     for id in [
         "llama-tiny-plain-amp_bf16-nf4-dora8all",
         "llama-tiny-plain-bf16-nf4-single-lora8all-ckpt",
@@ -78,36 +54,7 @@ fn k10_events_are_those_of_recorded_fine_tuning() {
         "gpt2-tiny-plain-fp16-dora4-d0-layer1",
         "gpt_neox-tiny-plain-fp16-nf4-dora4-d0-ckpt-tf4.57.6",
     ] {
-        let record = all.iter().find(|r| r["id"] == id).unwrap();
-        let sim = simulate(&spec(record).unwrap()).unwrap();
-        let entry = |e: &tonnage_sim::timeline::Event| match e.kind() {
-            EventKind::Alloc { id } => Some((false, u64::from(id), e.bytes)),
-            EventKind::Free { id } => Some((true, u64::from(id), 0)),
-            EventKind::EmptyCache => None,
-        };
-        let ours = settle(sim.timeline.events.iter().filter_map(entry).collect());
-        let mut text = String::new();
-        let file = std::fs::File::open(groundtruth(&format!("traces-own/{id}.jsonl.gz"))).unwrap();
-        flate2::read::GzDecoder::new(file)
-            .read_to_string(&mut text)
-            .unwrap();
-        let lines = text
-            .lines()
-            .map(|l| serde_json::from_str::<Value>(l).unwrap())
-            .filter(|t| t["ph"] != "end");
-        let recorded = |t: Value| match t["e"].as_str() {
-            Some("a") => Some((false, t["id"].as_u64()?, t["req"].as_u64()?)),
-            Some("f") => Some((true, t["id"].as_u64()?, 0)),
-            _ => None,
-        };
-        let theirs = settle(lines.filter_map(recorded).collect());
-        let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "{id}: first different event");
-        assert_eq!(
-            ours.len(),
-            theirs.len(),
-            "{id}: one goes on after the other ends"
-        );
+        unobserved(all.iter().find(|r| r["id"] == id).unwrap());
     }
 }
 

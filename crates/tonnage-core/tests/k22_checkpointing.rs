@@ -1,27 +1,19 @@
 //! K22: activation checkpointing. Saved activations fall to one input a layer, plus what one layer's recomputation makes; never below.
 
+mod events;
+
+use events::{OWN, exact_rows, groundtruth, own_trace, records, unobserved};
 use serde_json::{Value, json};
-use std::io::Read;
-use std::path::PathBuf;
 use tonnage_core::simulate;
-use tonnage_core::validate::torch_run::{figures, rows, spec};
+use tonnage_core::validate::torch_run::{figures, spec};
 use tonnage_sim::EventKind;
 use tonnage_sim::timeline::Phase;
 
-fn groundtruth(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../groundtruth")
-        .join(name)
-}
-
 /// Recorded jobs that say how they checkpoint.
 fn recorded() -> Vec<Value> {
-    std::fs::read_to_string(groundtruth("torch-trace-own.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|l| serde_json::from_str::<Value>(l).unwrap())
-        .filter(|r| r["config"]["ckpt"].is_object())
-        .collect()
+    let mut all = records(OWN);
+    all.retain(|r| r["config"]["ckpt"].is_object());
+    all
 }
 
 #[test]
@@ -34,27 +26,7 @@ fn k22_recorded_checkpointing_is_exact() {
             .count();
         assert!(n >= 3, "{key}: {n} records");
     }
-    for r in &all {
-        for row in rows(r) {
-            assert_eq!(row.unsupported, None, "{}", r["id"]);
-            assert!(
-                row.error_pct == 0.0,
-                "{} {}: {} measured, {} predicted",
-                r["id"],
-                row.metric,
-                row.measured,
-                row.predicted
-            );
-        }
-    }
-}
-
-/// (is it a free, number, bytes): frees that follow each other leave the same allocator behind in any order.
-fn settle(mut v: Vec<(bool, u64, u64)>) -> Vec<(bool, u64, u64)> {
-    for run in v.chunk_by_mut(|a, b| a.0 && b.0) {
-        run.sort_unstable();
-    }
-    v
+    exact_rows(&all);
 }
 
 #[test]
@@ -62,38 +34,10 @@ fn k22_events_are_those_of_recorded_checkpointing() {
     let mut compared = 0;
     for r in recorded() {
         let id = r["id"].as_str().unwrap();
-        let Ok(file) = std::fs::File::open(groundtruth(&format!("traces-own/{id}.jsonl.gz")))
-        else {
+        if !groundtruth(&own_trace(id)).exists() {
             continue;
-        };
-        let mut text = String::new();
-        flate2::read::GzDecoder::new(file)
-            .read_to_string(&mut text)
-            .unwrap();
-        let theirs = text
-            .lines()
-            .map(|l| serde_json::from_str::<Value>(l).unwrap())
-            .filter(|t| t["ph"] != "end")
-            .filter_map(|t| match t["e"].as_str() {
-                Some("a") => Some((false, t["id"].as_u64()?, t["req"].as_u64()?)),
-                Some("f") => Some((true, t["id"].as_u64()?, 0)),
-                _ => None,
-            })
-            .collect();
-        let sim = simulate(&spec(&r).unwrap()).unwrap();
-        let ours = sim.timeline.events.iter().filter_map(|e| match e.kind() {
-            EventKind::Alloc { id } => Some((false, u64::from(id), e.bytes)),
-            EventKind::Free { id } => Some((true, u64::from(id), 0)),
-            EventKind::EmptyCache => None,
-        });
-        let (ours, theirs) = (settle(ours.collect()), settle(theirs));
-        let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "{id}: first different event");
-        assert_eq!(
-            ours.len(),
-            theirs.len(),
-            "{id}: one goes on after the other ends"
-        );
+        }
+        unobserved(&r);
         compared += 1;
     }
     assert!(compared >= 5, "{compared} traces");

@@ -1,90 +1,24 @@
 //! Losses that a script writes or installs in the library's place, and `zero_grad()` between forward and backward.
 
-use serde_json::{Value, json};
-use std::io::Read;
-use std::path::PathBuf;
-use tonnage_core::simulate;
-use tonnage_core::validate::torch_run::{figures, rows, spec};
-use tonnage_sim::EventKind;
+mod events;
 
-fn groundtruth(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../groundtruth")
-        .join(name)
-}
+use events::{OWN, exact_rows, records, unobserved};
+use serde_json::{Value, json};
+use tonnage_core::simulate;
+use tonnage_core::validate::torch_run::{figures, spec};
 
 fn recorded(wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
-    std::fs::read_to_string(groundtruth("torch-trace-own.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|l| serde_json::from_str::<Value>(l).unwrap())
-        .filter(|r| wanted(&r["config"]))
-        .collect()
-}
-
-fn exact(records: &[Value]) {
-    for r in records {
-        for row in rows(r) {
-            assert_eq!(row.unsupported, None, "{}", r["id"]);
-            assert!(
-                row.error_pct == 0.0,
-                "{} {}: {} measured, {} predicted",
-                r["id"],
-                row.metric,
-                row.measured,
-                row.predicted
-            );
-        }
-    }
-}
-
-/// (is it a free, number, bytes): frees that follow each other leave the same allocator behind in any order.
-fn settle(mut v: Vec<(bool, u64, u64)>) -> Vec<(bool, u64, u64)> {
-    for run in v.chunk_by_mut(|a, b| a.0 && b.0) {
-        run.sort_unstable();
-    }
-    v
-}
-
-fn same_events(r: &Value) {
-    let id = r["id"].as_str().unwrap();
-    let file = std::fs::File::open(groundtruth(&format!("traces-own/{id}.jsonl.gz"))).unwrap();
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(file)
-        .read_to_string(&mut text)
-        .unwrap();
-    let theirs = text
-        .lines()
-        .map(|l| serde_json::from_str::<Value>(l).unwrap())
-        .filter(|t| t["ph"] != "end")
-        .filter_map(|t| match t["e"].as_str() {
-            Some("a") => Some((false, t["id"].as_u64()?, t["req"].as_u64()?)),
-            Some("f") => Some((true, t["id"].as_u64()?, 0)),
-            _ => None,
-        })
-        .collect();
-    let sim = simulate(&spec(r).unwrap()).unwrap();
-    let ours = sim.timeline.events.iter().filter_map(|e| match e.kind() {
-        EventKind::Alloc { id } => Some((false, u64::from(id), e.bytes)),
-        EventKind::Free { id } => Some((true, u64::from(id), 0)),
-        EventKind::EmptyCache => None,
-    });
-    let (ours, theirs) = (settle(ours.collect()), settle(theirs));
-    let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
-    assert_eq!(differs, None, "{id}: first different event");
-    assert_eq!(
-        ours.len(),
-        theirs.len(),
-        "{id}: one goes on after the other ends"
-    );
+    let mut all = records(OWN);
+    all.retain(|r| wanted(&r["config"]));
+    all
 }
 
 #[test]
 fn recorded_chunked_losses_are_exact_event_by_event() {
     let all = recorded(|c| c["loss"] == "chunked");
     assert!(all.len() >= 2);
-    exact(&all);
-    all.iter().for_each(same_events);
+    exact_rows(&all);
+    all.iter().for_each(unobserved);
 }
 
 /// The list of counted tokens is read back from a kernel that did not run in the recordings: figures only.
@@ -92,7 +26,7 @@ fn recorded_chunked_losses_are_exact_event_by_event() {
 fn recorded_cut_losses_are_exact() {
     let all = recorded(|c| c["loss"] == "cut");
     assert!(all.len() >= 2);
-    exact(&all);
+    exact_rows(&all);
 }
 
 #[test]
@@ -100,8 +34,8 @@ fn recorded_late_zero_grad_is_exact_event_by_event() {
     let all = recorded(|c| c["zero_grad"] == "before_backward");
     assert!(all.iter().any(|r| r["config"]["set_to_none"] == false));
     assert!(all.iter().any(|r| r["config"]["set_to_none"].is_null()));
-    exact(&all);
-    all.iter().for_each(same_events);
+    exact_rows(&all);
+    all.iter().for_each(unobserved);
 }
 
 fn job(extra: Value) -> Value {
