@@ -3,15 +3,16 @@
 //! torch-trace-own.jsonl.
 
 use super::{Arch, Batch, Built, Head, Output, fields};
+use crate::common::gemma::{self, Dims, Layer};
 use crate::common::{self, activation::Activation};
 use crate::error::ModelError;
 use crate::layers::{Embedding, GemmaNorm, Linear};
 use crate::net::{Kind, ModuleId, NetBuilder};
-use crate::run::{Attention, Run};
+use crate::run::Run;
 use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
-use tonnage_sim::{ScalarType, Shape, Tensor, ops};
+use tonnage_sim::{ScalarType, Tensor, ops};
 
 /// The fields that matter to memory, with transformers' defaults.
 #[derive(Deserialize, Clone, Debug)]
@@ -60,47 +61,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// For each layer: does it see only a window?
-    fn sliding(&self) -> Result<Vec<bool>, ModelError> {
-        let n = self.num_hidden_layers;
-        let Some(types) = &self.layer_types else {
-            return Ok((1..=n).map(|i| !i.is_multiple_of(2)).collect());
-        };
-        if (types.len() as u64) < n {
-            let text = format!("{} entries for {n} layers", types.len());
-            return Err(ModelError::field("layer_types", text));
+    fn dims(&self, activation: Activation) -> Dims {
+        Dims {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            bias: self.attention_bias,
+            dropout: self.attention_dropout,
+            qk_norm: false,
+            soft_cap: self.attn_logit_softcapping.is_some(),
+            activation,
         }
-        let one = |t: &String| match t.as_str() {
-            "sliding_attention" => Ok(true),
-            "full_attention" => Ok(false),
-            _ => Err(ModelError::field(
-                "layer_types",
-                format!("`{t}`; known: full_attention, sliding_attention"),
-            )),
-        };
-        types.iter().take(n as usize).map(one).collect()
     }
-}
-
-struct Layer {
-    id: ModuleId,
-    attn: ModuleId,
-    mlp: ModuleId,
-    act: ModuleId,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-    input_norm: GemmaNorm,
-    post_attention_norm: GemmaNorm,
-    pre_feed_forward_norm: GemmaNorm,
-    post_feed_forward_norm: GemmaNorm,
-    activation: Activation,
-    sliding: bool,
-    c: Rc<Config>,
 }
 
 struct Gemma2 {
@@ -110,7 +84,7 @@ struct Gemma2 {
     layers: Vec<Rc<Layer>>,
     norm: GemmaNorm,
     head: Linear,
-    c: Rc<Config>,
+    c: Config,
 }
 
 /// From configuration fields of the text model.
@@ -129,9 +103,11 @@ pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<B
             "only causal attention is modelled",
         ));
     }
-    let sliding = c.sliding()?;
+    let types = c.layer_types.as_deref();
+    let sliding = gemma::sliding_layers(types, c.num_hidden_layers, 2)?;
     let activation = Activation::parse("hidden_activation", &c.hidden_activation)?;
-    let (c, five) = (Rc::new(c), stack.transformers_5());
+    let dims = c.dims(activation);
+    let five = stack.transformers_5();
     let (d, v) = (c.hidden_size, c.vocab_size);
     let mut b = NetBuilder::new();
     let (model, rotary, embed, layers, norm) = b.scope("model", |b| {
@@ -144,7 +120,9 @@ pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<B
             Embedding(b.id(), weight)
         });
         let layers = b.scope("layers", |b| {
-            let one = |(i, s): (usize, &bool)| Rc::new(layer(b, i, &c, activation, *s));
+            let one = |(i, s): (usize, &bool)| {
+                Rc::new(Layer::new(b, i, dims, s.then_some(c.sliding_window)))
+            };
             sliding.iter().enumerate().map(one).collect()
         });
         let norm = GemmaNorm::new(b, "norm", d);
@@ -180,143 +158,13 @@ pub fn build(config: &serde_json::Value, _head: Head, stack: &Stack) -> Result<B
     })
 }
 
-fn layer(b: &mut NetBuilder, i: usize, c: &Rc<Config>, act: Activation, sliding: bool) -> Layer {
-    let (d, f, hd, bias) = (
-        c.hidden_size,
-        c.intermediate_size,
-        c.head_dim,
-        c.attention_bias,
-    );
-    let (qd, kd) = (c.num_attention_heads * hd, c.num_key_value_heads * hd);
-    b.scope(&i.to_string(), |b| {
-        let id = b.id();
-        let (attn, q, k, v, o) = b.scope("self_attn", |b| {
-            let q = Linear::new(b, "q_proj", d, qd, bias);
-            let k = Linear::new(b, "k_proj", d, kd, bias);
-            let v = Linear::new(b, "v_proj", d, kd, bias);
-            let o = Linear::new(b, "o_proj", qd, d, bias);
-            (b.id(), q, k, v, o)
-        });
-        let (mlp, gate, up, down, act_fn) = b.scope("mlp", |b| {
-            let gate = Linear::new(b, "gate_proj", d, f, false);
-            let up = Linear::new(b, "up_proj", d, f, false);
-            let down = Linear::new(b, "down_proj", f, d, false);
-            (b.id(), gate, up, down, b.scope("act_fn", |b| b.id()))
-        });
-        let mut norm = |name| GemmaNorm::new(b, name, d);
-        Layer {
-            id,
-            attn,
-            mlp,
-            act: act_fn,
-            q,
-            k,
-            v,
-            o,
-            gate,
-            up,
-            down,
-            input_norm: norm("input_layernorm"),
-            post_attention_norm: norm("post_attention_layernorm"),
-            pre_feed_forward_norm: norm("pre_feedforward_layernorm"),
-            post_feed_forward_norm: norm("post_feedforward_layernorm"),
-            activation: act,
-            sliding,
-            c: c.clone(),
-        }
-    })
-}
-
-impl Layer {
-    /// The result and the probabilities of eager attention, which the layer's frame keeps.
-    fn attention(
-        &self,
-        m: &Run,
-        x: &Tensor,
-        cos: &Tensor,
-        sin: &Tensor,
-        mask: Option<&Tensor>,
-    ) -> (Tensor, Option<Tensor>) {
-        let cx = &m.cx;
-        let (b, s) = (x.size(0), x.size(1));
-        let hd = self.c.head_dim;
-        let mut q = common::attention::split_heads(m, &self.q, x, hd);
-        let mut k = common::attention::split_heads(m, &self.k, x, hd);
-        let v = common::attention::split_heads(m, &self.v, x, hd);
-        let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
-        q = q2;
-        k = k2;
-        let p = self.c.attention_dropout;
-        let (mut o, w) = if m.options.attention == Attention::Eager {
-            let p = if m.training { p } else { 0.0 };
-            let cap = self.c.attn_logit_softcapping;
-            let cap = cap.map(|_| common::activation::soft_cap as fn(&Run, Tensor) -> Tensor);
-            let (o, w) = common::attention::eager(m, &q, &k, &v, mask, p, cap);
-            (o, Some(w))
-        } else {
-            common::attention::attend_with_weights(m, &q, &k, &v, mask, p, true)
-        };
-        o = ops::reshape(cx, &o, Shape::new(&[b, s, self.c.num_attention_heads * hd]));
-        o = self.o.forward(m, &o);
-        drop(q);
-        drop(k);
-        drop(v);
-        (o, w)
-    }
-
-    fn feed_forward(&self, m: &Run, x: &Tensor) -> Tensor {
-        let gate = self.gate.forward(m, x);
-        let a = m.within(self.act, || self.activation.forward(m, &gate));
-        drop(gate);
-        let up = self.up.forward(m, x);
-        let p = ops::mul(&m.cx, &a, &up);
-        drop(a);
-        drop(up);
-        self.down.forward(m, &p)
-    }
-
-    fn forward(
-        &self,
-        m: &Run,
-        x: &Tensor,
-        cos: &Tensor,
-        sin: &Tensor,
-        mask: Option<&Tensor>,
-    ) -> Tensor {
-        m.within(self.id, || {
-            let cx = &m.cx;
-            let mut h = self.input_norm.forward(m, x);
-            let (a, weights) = m.within(self.attn, || self.attention(m, &h, cos, sin, mask));
-            h = a;
-            h = self.post_attention_norm.forward(m, &h);
-            h = ops::add(cx, x, &h);
-            let residual = h.clone();
-            h = self.pre_feed_forward_norm.forward(m, &h);
-            h = m.within(self.mlp, || self.feed_forward(m, &h));
-            h = self.post_feed_forward_norm.forward(m, &h);
-            h = ops::add(cx, &residual, &h);
-            drop(residual);
-            drop(weights);
-            h
-        })
-    }
-}
-
 impl Gemma2 {
     /// `Gemma2TextScaledWordEmbedding`, of which 4.57 has only the embedding.
     fn embedded(&self, m: &Run, ids: &Tensor) -> Tensor {
         if !m.options.stack.transformers_5() {
             return self.embed.forward(m, ids);
         }
-        let cx = &m.cx;
-        let Embedding(id, weight) = self.embed;
-        let y = m.within(id, || {
-            let w = m.weight(weight);
-            let rows = ops::embedding(cx, ids, w);
-            let scale = ops::to_dtype(cx, &m.buffers[id.0 as usize][0], w.dtype);
-            ops::mul(cx, &rows, &scale)
-        });
-        m.embedded(id, y)
+        gemma::scaled_embedding(m, &self.embed, ids)
     }
 }
 
@@ -345,7 +193,7 @@ impl Arch for Gemma2 {
                 ops::mul_scalar(cx, &emb)
             };
             for (layer, l) in self.layers.iter().enumerate() {
-                let mask = masks[usize::from(l.sliding)].clone();
+                let mask = masks[usize::from(l.sliding())].clone();
                 x = if m.checkpoints(layer) {
                     let (l, m2) = (l.clone(), m.clone());
                     let kwargs = (mask, sin.clone(), cos.clone(), pos.clone());

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod chunked;
 pub mod cut;
 pub mod experts;
+pub mod gemma;
 pub mod image;
 pub mod liger;
 pub mod loss;
