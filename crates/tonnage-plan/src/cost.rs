@@ -1,0 +1,1 @@
+//! Time as money: dated and sourced prices of cards and instances.

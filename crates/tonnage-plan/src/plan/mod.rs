@@ -1,0 +1,1 @@
+//! The search for settings under a memory limit, and the changes that lead there.

@@ -1,0 +1,1 @@
+//! What this crate answers, as text, Markdown and JSON.

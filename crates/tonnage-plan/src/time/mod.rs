@@ -1,0 +1,1 @@
+//! How long a step takes: work counted from the simulated operators, rates of the card, efficiencies fitted on published measurements.
