@@ -55,6 +55,9 @@ pub struct Verdict {
     pub usable_bytes: u64,
     /// Of it, what the context and libraries leave to the allocator, expected.
     pub available_bytes: u64,
+    /// What the driver called free when the question was asked; absent where the card is taken as idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_now_bytes: Option<u64>,
     /// Peaks on this card (where the run fails: so far).
     pub peak_allocated_bytes: u64,
     pub peak_reserved_bytes: u64,
@@ -113,6 +116,19 @@ pub struct Device {
     pub gpu: Gpu,
     pub overhead: DeviceOverhead,
     pub usable: Usable,
+    /// Bytes that the driver calls free now (other processes and the display take the rest); `None`: an idle card.
+    pub free_now: Option<u64>,
+}
+
+/// A card as it is at this moment, as its driver says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// Its row in the catalog.
+    pub gpu: String,
+    /// What a process could get on the idle card: the driver's total less what it keeps for itself, in bytes.
+    pub usable: u64,
+    /// Free now, in bytes.
+    pub free: u64,
 }
 
 impl Device {
@@ -125,8 +141,25 @@ impl Device {
         Ok(Device {
             overhead: device_overhead(&gpu, &stack)?,
             usable: usable(&gpu, &stack)?,
+            free_now: None,
             gpu,
         })
+    }
+    /// The same card with the memory that its driver says it has and has left: no range is needed for what is measured.
+    pub fn as_it_is(mut self, now: &Present) -> Device {
+        self.usable = Usable {
+            low: now.usable,
+            expected: now.usable,
+            high: now.usable,
+            basis: self.usable.basis,
+            source: "the driver, now".into(),
+        };
+        self.free_now = Some(now.free.min(now.usable));
+        self
+    }
+    /// What is left of `total` for the allocator when context and libraries take `outside`.
+    fn available(&self, total: u64, outside: u64) -> u64 {
+        self.free_now.unwrap_or(total).saturating_sub(outside)
     }
     /// Context and libraries, (low, expected, high).
     pub fn outside(&self) -> (u64, u64, u64) {
@@ -139,7 +172,7 @@ impl Device {
 pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wanted: u64) -> Verdict {
     let (_, outside, outside_high) = device.outside();
     let total = device.usable.expected;
-    let available = total.saturating_sub(outside);
+    let available = device.available(total, outside);
     let expected = trial(sim, config, total, available);
     let (outcome, why, failure, peaks) = match &expected.result {
         Err((event, oom, allocated, reserved)) => {
@@ -172,7 +205,7 @@ pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wante
                 sim,
                 config,
                 worst_total,
-                worst_total.saturating_sub(outside_high),
+                device.available(worst_total, outside_high),
             );
             match worst.result {
                 Ok(_) if worst.retries == 0 => (Outcome::Fits, "no request has to wait, in the worst case of the device level either".into(), None, *peaks),
@@ -187,6 +220,7 @@ pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wante
         outcome,
         usable_bytes: total,
         available_bytes: available,
+        free_now_bytes: device.free_now,
         peak_allocated_bytes: peaks.0,
         peak_reserved_bytes: peaks.1,
         wanted_reserved_bytes: wanted,

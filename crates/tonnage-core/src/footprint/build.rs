@@ -7,7 +7,7 @@ use crate::doc::{Diagnostic, Value};
 use crate::error::CoreError;
 use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain, kernel_device};
 use crate::train::{Simulated, simulate_until_repeat};
-use crate::verdict::{Device, Verdict, verdict};
+use crate::verdict::{Device, Present, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::gpu;
 use tonnage_model::adapt::quant;
@@ -18,6 +18,9 @@ use tonnage_model::{arch, describe};
 pub struct Options {
     /// The card that the question is about; `None`: the job's own, if it names one.
     pub gpu: Option<String>,
+    /// The card that is in this machine, as it is now. It answers where no other card is named, and its free memory counts where
+    /// its own name is.
+    pub present: Option<Present>,
     /// Simulate edits and say what each saves. Always done where the answer is not "fits".
     pub advice: bool,
     /// Leave the uncertain settings at their expected values.
@@ -98,8 +101,13 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
     let stated = options
         .gpu
         .clone()
-        .or_else(|| Some(job.word("gpu")).filter(|g| !g.is_empty()));
+        .or_else(|| Some(job.word("gpu")).filter(|g| !g.is_empty()))
+        .or_else(|| options.present.as_ref().map(|p| p.gpu.clone()));
     let here = device(stated.as_deref().unwrap_or(DEFAULT_GPU))?;
+    let here = match &options.present {
+        Some(p) if gpu(&p.gpu).is_ok_and(|g| g.id == here.gpu.id) => here.as_it_is(p),
+        _ => here,
+    };
     let (sim, a) = run(job, &here)?;
     let (swings, low, high) = if options.expected_only {
         (Vec::new(), None, None)
@@ -555,7 +563,10 @@ fn verdicts(
         })
         .unwrap_or_else(|| vec![("expected".into(), job.clone())]);
     for name in names {
-        let d = device(&name)?;
+        let mut d = device(&name)?;
+        if d.gpu.id == here.gpu.id {
+            d = here.clone();
+        }
         let mut row = VerdictRow {
             gpu: d.gpu.id.clone(),
             cases: Vec::new(),

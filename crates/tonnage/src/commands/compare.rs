@@ -51,6 +51,7 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
     }
     let options = Options {
         gpu: a.gpu.clone(),
+        present: None,
         advice: false,
         expected_only: true,
     };

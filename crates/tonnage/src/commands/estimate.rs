@@ -37,6 +37,7 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
     }
     let options = Options {
         gpu: a.gpu.clone(),
+        present: None,
         advice: a.advice,
         expected_only: a.expected_only || a.explain.is_some(),
     };
