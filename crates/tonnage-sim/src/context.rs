@@ -55,6 +55,9 @@ pub struct CxInner {
     pub(crate) tags: RefCell<Vec<Tag>>,
     /// Nonzero while a recomputation has all it needs and unwinds: no events, no nodes.
     pub(crate) muted: Cell<bool>,
+    /// Arithmetic is counted ([`crate::work`]).
+    pub(crate) counting: Cell<bool>,
+    pub(crate) work: RefCell<Vec<crate::work::OpWork>>,
     pub(crate) grad: Cell<bool>,
     pub(crate) backward_thread: Cell<bool>,
     workspaces: [RefCell<Option<Tensor>>; 2],
@@ -89,6 +92,8 @@ impl Cx {
             marks: RefCell::default(),
             tags: RefCell::default(),
             muted: Cell::new(false),
+            counting: Cell::new(false),
+            work: RefCell::default(),
             grad: Cell::new(true),
             backward_thread: Cell::new(false),
             workspaces: Default::default(),

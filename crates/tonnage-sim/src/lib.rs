@@ -17,6 +17,7 @@ pub mod optim;
 pub mod shape;
 pub mod tensor;
 pub mod timeline;
+pub mod work;
 
 pub use autograd::{Edge, Grads, Node, NodeBuilder, Saved, backward};
 pub use context::{Accumulate, Cx, DeviceModel};

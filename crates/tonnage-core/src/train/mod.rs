@@ -21,6 +21,7 @@ use tonnage_sim::alloc::AllocatorConfig;
 use tonnage_sim::checkpoint::Recompute;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
+use tonnage_sim::work::OpWork;
 use tonnage_sim::{Cx, ScalarType};
 
 /// What a simulated job did.
@@ -37,6 +38,8 @@ pub struct Simulated {
     pub buffer_bytes: u64,
     /// Optimizer state in managed memory, outside the allocator.
     pub managed_bytes: u64,
+    /// The arithmetic of its operators, where it was asked for ([`simulate_counted`]).
+    pub work: Vec<OpWork>,
     /// The job, where steps or micro-batches that only repeat others were left out ([`simulate_until_repeat`]).
     pub cut: Option<Box<Spec>>,
 }
@@ -102,7 +105,12 @@ fn supported(spec: &Spec) -> Result<(), CoreError> {
 
 /// Runs `spec`, every step and micro-batch of it.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
-    run(spec, None)
+    run(spec, None, false)
+}
+
+/// Runs `spec`, every step and micro-batch of it, and counts the arithmetic of its operators.
+pub fn simulate_counted(spec: &Spec) -> Result<Simulated, CoreError> {
+    run(spec, None, true)
 }
 
 /// Runs `spec` until its micro-batches and its steps repeat, memory layout under these allocator settings included: the figures are
@@ -111,10 +119,14 @@ pub fn simulate_until_repeat(
     spec: &Spec,
     allocator: &AllocatorConfig,
 ) -> Result<Simulated, CoreError> {
-    run(spec, Some(allocator))
+    run(spec, Some(allocator), false)
 }
 
-fn run(spec: &Spec, allocator: Option<&AllocatorConfig>) -> Result<Simulated, CoreError> {
+fn run(
+    spec: &Spec,
+    allocator: Option<&AllocatorConfig>,
+    count: bool,
+) -> Result<Simulated, CoreError> {
     let built = spec.model()?;
     if let Some(layout) = built.arch.layout() {
         described::check(spec, layout, &built.net)?;
@@ -126,6 +138,7 @@ fn run(spec: &Spec, allocator: Option<&AllocatorConfig>) -> Result<Simulated, Co
         },
         spec.accumulate,
     );
+    cx.count_work(count);
     let options = RunOptions {
         dtype: spec.weights.unwrap_or(spec.precision.weights()),
         attention: spec.attention,
@@ -168,6 +181,7 @@ fn run(spec: &Spec, allocator: Option<&AllocatorConfig>) -> Result<Simulated, Co
         timeline.events.truncate(end.at);
     }
     Ok(Simulated {
+        work: cx.take_work(),
         timeline,
         modules,
         param_count,

@@ -74,6 +74,8 @@ impl Linear8bit {
         let shape = Shape::new(&[x.size(0), self.weight.size(0)]);
         let sums = cx.empty(OpId::INT8_MM, shape, ScalarType::I32);
         let y = cx.empty(OpId::INT8_MM, shape, ScalarType::F16);
+        let work = [1, x.size(0), self.weight.size(0), self.weight.size(1)];
+        cx.product_work(OpId::INT8_MM, ScalarType::I8, work);
         let y = if x.dtype == ScalarType::F16 {
             y
         } else {

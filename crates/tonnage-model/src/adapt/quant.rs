@@ -13,6 +13,7 @@ use tonnage_sim::OpId;
 use tonnage_sim::autograd::{CustomBackward, Grads, Saved};
 use tonnage_sim::ops::{self, plain};
 use tonnage_sim::timeline::Category;
+use tonnage_sim::work::WorkKind;
 use tonnage_sim::{Cx, ScalarType, Shape, Tensor};
 
 /// How weights are packed.
@@ -199,6 +200,13 @@ impl Packed4 {
         w
     }
 
+    /// Reading the packed weight and writing it unpacked.
+    fn unpack_work(&self, cx: &Cx, dtype: ScalarType) {
+        let n = self.output * self.input;
+        let bytes = n / 2 + n * dtype.size();
+        cx.work(OpId::GEMM_4BIT, WorkKind::Unpack, dtype, 0, bytes);
+    }
+
     /// The operator `bitsandbytes::gemm_4bit`: a fused kernel, or the unpacked weight and `F.linear`.
     fn gemm(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let rows = x.numel() / self.input.max(1);
@@ -211,6 +219,10 @@ impl Packed4 {
             BLOCK,
         ) {
             let x = ops::contiguous(cx, x);
+            let flops = 2 * rows * self.output * self.input;
+            let packed = self.output * self.input / 2;
+            let moved = packed + (rows * (self.output + self.input)) * x.dtype.size();
+            cx.work(OpId::GEMM_4BIT, WorkKind::Product, x.dtype, flops, moved);
             let y = cx.empty(OpId::GEMM_4BIT, x.shape.with(-1, self.output), x.dtype);
             drop(x);
             return y;
@@ -225,6 +237,7 @@ impl Packed4 {
             Shape::new(&[self.output, self.input]),
             x.dtype,
         );
+        self.unpack_work(cx, x.dtype);
         let y = ops::linear(cx, x, &w, bias);
         if let Some((shifted, raw)) = scales {
             drop(shifted);
@@ -248,6 +261,7 @@ impl CustomBackward for MatMul4Bit {
     fn backward(&self, cx: &Cx, s: &Saved, grads: &mut Grads) -> Grads {
         let g = grads[0].take().expect("gradient");
         let stored = self.0.dequantise(cx, ScalarType::BF16);
+        self.0.unpack_work(cx, g.dtype);
         let w = plain_to(cx, stored, g.dtype);
         let flat = Shape::new(&[g.numel() / self.0.output.max(1), self.0.output]);
         let y = ops::matmul(cx, &ops::reshape(cx, &g, flat), &w);

@@ -60,6 +60,10 @@ pub fn causal_lm(m: &Run, h: &Tensor, w: &Tensor, labels: &Tensor) -> Tensor {
     let targets = ops::view(cx, labels, Shape::new(&[b * s]));
     let mut n = cx.node(OpId::NLL_LOSS, &[&e, w]);
     let tokens = valids.numel();
+    // forward: the logits; backward: the logits again, and two gradients (counted here: they follow at once)
+    for _ in 0..1 + 3 * u64::from(n.active()) {
+        cx.product_work(OpId::MM, e.dtype, [1, tokens, w.size(0), w.size(1)]);
+    }
     let lse = numbers(cx, OpId::FULL, &[tokens], ScalarType::F32);
     let locks = numbers(cx, OpId::FULL, &[tokens.div_ceil(128)], ScalarType::I32);
     let means = n

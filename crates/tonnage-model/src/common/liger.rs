@@ -90,6 +90,7 @@ fn forward(
         let part = slice_rows(cx, x, at, len);
         let logits = match &storage {
             Some(s) => {
+                cx.product_work(OpId::MM, x.dtype, [1, len, vocab, width]);
                 cx.gemm();
                 slice_rows(cx, s, 0, len)
             }
@@ -97,6 +98,7 @@ fn forward(
         };
         if need_x {
             if out_argument {
+                cx.product_work(OpId::MM, x.dtype, [1, len, width, vocab]);
                 cx.gemm();
             } else {
                 drop(ops::matmul(cx, &logits, w));
@@ -109,6 +111,7 @@ fn forward(
                 && (gw.dtype == ScalarType::F32 || gw.dtype == logits.dtype)
             {
                 let aligned = ops::to_dtype(cx, &part, logits.dtype);
+                cx.product_work(OpId::MM, logits.dtype, [1, vocab, width, len]);
                 cx.gemm();
                 drop(aligned);
             } else {

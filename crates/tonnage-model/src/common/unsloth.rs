@@ -60,6 +60,10 @@ pub fn causal_lm(m: &Run, h: &Tensor, w: &Tensor, labels: &Tensor) -> Tensor {
         let scores = Shape::new(&[len, vocab]);
         let make = |op, dtype| cx.empty(op, scores, dtype);
         let logits = make(OpId::MM, w.dtype);
+        let products = 2 + u64::from(need_w);
+        for _ in 0..products {
+            cx.product_work(OpId::MM, w.dtype, [1, len, vocab, width]);
+        }
         cx.gemm();
         let wide = (w.dtype != ScalarType::F32).then(|| make(OpId::TO_COPY, ScalarType::F32));
         let logp = make(OpId::LOG_SOFTMAX, ScalarType::F32);

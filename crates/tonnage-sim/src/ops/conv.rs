@@ -179,6 +179,15 @@ fn convolve(
     } else {
         shape.contiguous_strides()
     };
+    // each result element is a product over the weight's other elements
+    let inner = w4.numel() / w4.size(0).max(1);
+    let work = [
+        1,
+        shape.numel() / shape.size(1).max(1),
+        shape.size(1),
+        inner,
+    ];
+    cx.product_work(OpId::CONVOLUTION, x4.dtype, work);
     // the bias is added to the result in place
     let y = cx
         .play(
@@ -208,6 +217,15 @@ fn convolve(
         let own = w.size(0).is_multiple_of(size[1])
             && native_depthwise(size, s.args[1], w.size(3), s.args[0], x.dtype, last);
         let need = [s.need[0], s.need[1]];
+        let work = [
+            1,
+            g.numel() / w.size(0).max(1),
+            w.size(0),
+            w.numel() / w.size(0).max(1),
+        ];
+        for _ in need.iter().filter(|n| **n) {
+            cx.product_work(OpId::CONVOLUTION_BACKWARD, g.dtype, work);
+        }
         let (gx, gw) = if own {
             depthwise_backward(cx, &g, &x, &w, need)
         } else {

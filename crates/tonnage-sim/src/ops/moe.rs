@@ -87,11 +87,23 @@ pub fn grouped_mm(cx: &Cx, x: &Tensor, w: &Tensor, offs: &Tensor) -> Tensor {
     n.save_if(cx, need_x, w);
     n.save(cx, offs);
     n.save_if(cx, need_w, x);
+    cx.product_work(
+        OpId::GROUPED_MM,
+        x.dtype,
+        [1, x.size(0), w.size(2), x.size(1)],
+    );
     let y = product(cx, Shape::new(&[x.size(0), w.size(2)]), x.dtype, w.size(0));
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].take().expect("gradient");
         let (mx, mw) = (&s.inputs[0], &s.meta[0]);
         let groups = mw.shape.size(0);
+        for _ in s.need.iter().filter(|n| **n) {
+            cx.product_work(
+                OpId::GROUPED_MM,
+                g.dtype,
+                [1, mx.shape.size(0), mw.shape.size(2), mx.shape.size(1)],
+            );
+        }
         let gw = s.need[1].then(|| {
             let mut st = mw.shape.contiguous_strides();
             let turned = mw.strides[1] == 1 && mw.strides[2] != 1;

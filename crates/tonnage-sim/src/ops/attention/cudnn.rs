@@ -38,6 +38,7 @@ pub(super) fn cudnn(
     };
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let mut results = cx.kept(op, || {
+        cx.attention_work(op, q, k.size(2), false);
         let seed = cx.empty(op, Shape::new(&[]), I64);
         let offset = cx.empty(op, Shape::new(&[]), I64);
         let y = cx.empty_strided(op, shape, st, q.dtype);
@@ -65,6 +66,7 @@ pub(super) fn cudnn(
         let op = OpId::SDPA_CUDNN_BACKWARD;
         let g = g[0].as_ref().expect("gradient");
         let (k, q, v) = (s.tensor(1), s.tensor(2), s.tensor(3));
+        cx.attention_work(op, q, k.size(2), true);
         // an expanded gradient is copied
         let copy = (g.strides()[3] != 1).then(|| cx.raw(op, g.nbytes()));
         let steps = call(q, k, q.size(3), s.args[0] as f64).cudnn_backward();

@@ -64,6 +64,7 @@ pub(super) fn efficient(
     let rows = Shape::new(&[b, h, s.next_multiple_of(32)]);
     let steps = call(q, k, dv, dropout).efficient_forward(train);
     let outputs = cx.kept(op, || {
+        cx.attention_work(op, q, k.size(2), false);
         cx.play(op, &steps, |i| {
             if i == 0 {
                 let (shape, st) = by_position(b, h, s, dv);
@@ -87,6 +88,7 @@ pub(super) fn efficient(
         let g = g[0].as_ref().expect("gradient");
         let (k, q, v) = (s.tensor(1), s.tensor(2), s.tensor(3));
         let (b, h, len, d, dv) = (q.size(0), q.size(1), q.size(2), q.size(3), v.size(3));
+        cx.attention_work(op, q, k.size(2), true);
         let copy = (!lies_by_position(g)).then(|| cx.raw(op, g.nbytes()));
         let mut grads: SmallVec<[Tensor; 4]> = SmallVec::new();
         for t in [q, k, v] {

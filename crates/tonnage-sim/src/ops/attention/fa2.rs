@@ -41,6 +41,7 @@ pub fn flash_attention_2(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f
     n.args([(dropout > 0.0) as u64, d, 0, 0, 0, 0]);
     let (q, k, v) = (padded(cx, q), padded(cx, k), padded(cx, v));
     let how = call(&q, &k, dropout > 0.0);
+    cx.attention_work(op, &q, how.kv_len, false);
     let y = cx.empty_like(op, &q, q.dtype);
     let lse = cx.empty(op, Shape::new(&[how.batch, how.heads, how.q_len]), F32);
     let splits = how.flash_splits(&cx.device().kernel, how.heads, how.q_len);
@@ -67,6 +68,7 @@ pub fn flash_attention_2(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f
         let g = g[0].as_ref().expect("gradient");
         let (q, k, v) = (s.tensor(0), s.tensor(1), s.tensor(2));
         let how = call(q, k, s.args[0] == 1);
+        cx.attention_work(op, q, how.kv_len, true);
         let grads: Vec<Tensor> = [q, k, v]
             .iter()
             .map(|t| cx.empty_like(op, t, t.dtype))

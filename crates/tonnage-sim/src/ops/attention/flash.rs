@@ -34,6 +34,7 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
     let steps = call(q, k, q.size(3), dropout).flash_forward(&cx.device().kernel);
     let outputs = cx.kept(op, || {
+        cx.attention_work(op, q, k.size(2), false);
         cx.play(op, &steps, |i| match i {
             0 => (q.shape, st, q.dtype),
             1 => (rows, rows.contiguous_strides(), F32),
@@ -57,6 +58,7 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     n.finish(cx, y, |cx, s, g| -> Grads {
         let g = g[0].as_ref().expect("gradient");
         let (k, q, v, out) = (s.tensor(0), s.tensor(1), s.tensor(2), s.tensor(4));
+        cx.attention_work(OpId::SDPA_FLASH_BACKWARD, q, k.size(2), true);
         let steps = call(q, k, q.size(3), s.args[0] as f64)
             .flash_backward(!lies_by_position(g), !lies_by_position(out));
         let grads = cx.play(OpId::SDPA_FLASH_BACKWARD, &steps, |i| {
