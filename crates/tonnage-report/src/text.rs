@@ -111,6 +111,8 @@ impl Out<'_> {
             format!(", {} trained", Count(m.trainable_count).grouped())
         };
         let batch = match f.gradient_accumulation_steps {
+            // a recorded run does not say
+            _ if f.micro_batch_size == 0 => "as recorded".into(),
             1 => format!("batch {}", f.micro_batch_size),
             n => format!("batch {} x {n} = {}", f.micro_batch_size, f.effective_batch),
         };
@@ -326,12 +328,17 @@ impl Out<'_> {
         } else {
             format!(", module {}", i.module)
         };
+        let at = if i.source.is_empty() {
+            String::new()
+        } else {
+            format!(" at {}", i.source)
+        };
+        let op = if i.op.is_empty() { "a request" } else { &i.op };
         let t = format!(
-            "Allocated is highest in {} of step {} (micro-batch {}){place}, when {} asks for {}.",
+            "Allocated is highest in {} of step {} (micro-batch {}){place}, when {op} asks for {}{at}.",
             i.phase,
             i.step,
             i.micro_batch,
-            i.op,
             self.bytes(i.bytes)
         );
         self.wrap(&t, 0);
@@ -370,7 +377,12 @@ impl Out<'_> {
                 each,
                 t.component.title()
             );
-            let tail = format!("{} ({})", t.module, t.op);
+            let tail = match (t.op.as_str(), t.source.as_str()) {
+                ("", "") => t.module.clone(),
+                (op, "") => format!("{} ({op})", t.module),
+                ("", at) => format!("{} at {at}", t.module),
+                (op, at) => format!("{} ({op}) at {at}", t.module),
+            };
             if row.chars().count() + tail.chars().count() + 2 <= self.s.width {
                 self.line(format!("{row}, {tail}"));
             } else {

@@ -185,6 +185,7 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
                 bytes_each: each,
                 count,
                 bytes: each * count,
+                source: String::new(),
             },
         )
         .collect();
@@ -263,6 +264,7 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
             op: last.map_or(String::new(), |b| b.op.name().to_string()),
             bytes: last.map_or(0, |b| b.requested),
             event: a.at_event,
+            source: String::new(),
         },
         components,
         modules: module_lines,

@@ -72,6 +72,9 @@ pub struct Instant {
     pub bytes: u64,
     /// Its number among the events.
     pub event: usize,
+    /// The line of the user's program that asked for it; known for recorded runs.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
 }
 
 /// A line of the sum.
@@ -103,6 +106,9 @@ pub struct TensorGroup {
     pub bytes_each: u64,
     pub count: u64,
     pub bytes: u64,
+    /// The line of the user's program that made them; known for recorded runs.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
 }
 
 /// A phase's peaks.
