@@ -108,6 +108,31 @@ impl Device {
         self.shared_per_sm_bytes.unwrap_or(kib << 10)
     }
 
+    /// Second-level cache; 40 MiB where the file has no figure.
+    pub fn l2(&self) -> u32 {
+        self.l2_bytes.unwrap_or(40 << 20)
+    }
+
+    /// Clock of the multiprocessors in kHz.
+    pub fn clock(&self) -> u32 {
+        self.clock_khz.unwrap_or(1_410_000)
+    }
+
+    /// Clock of the memory in kHz.
+    pub fn memory_clock(&self) -> u32 {
+        self.memory_clock_khz.unwrap_or(1_215_000)
+    }
+
+    /// Width of the memory's bus.
+    pub fn bus_bits(&self) -> u32 {
+        self.memory_bus_bits.unwrap_or(5120)
+    }
+
+    /// Error correction; on where the file does not say.
+    pub fn ecc(&self) -> bool {
+        self.ecc.unwrap_or(true)
+    }
+
     /// Shared memory that one block may opt in to: that of the multiprocessor less 1 KiB from 8.0 on (same table).
     pub fn shared_per_block(&self) -> u32 {
         self.shared_per_block_bytes.unwrap_or(match self.arch() {
