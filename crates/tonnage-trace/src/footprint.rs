@@ -409,6 +409,7 @@ fn verdict(t: &Trace, device: &Device, peak: Figures) -> Verdict {
         peak_reserved_bytes: peak.reserved,
         wanted_reserved_bytes: peak.reserved,
         margin_bytes: margin,
+        free_now_bytes: None,
         retries: t.header.retries,
         why,
         failure: refused.map(|r| Failure {

@@ -74,6 +74,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage fit qwen3-30b-a3b.Q4_K_M --gpu rtx-3060-12gb\n  tonnage fit model.gguf --gpu rtx-4090 --cache-type-k q8_0\n  tonnage fit --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
     )]
     Fit(FitArgs),
+    /// Your own script without a GPU: the real framework and allocator on a null device
+    #[command(
+        after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-sxm5-80gb -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
+    )]
+    DryRun(Box<crate::commands::dry_run::DryRunArgs>),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),

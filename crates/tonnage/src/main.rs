@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod dry;
 mod engines;
 mod headers;
 mod jobs;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         args::Command::Validate(a) => commands::validate::run(a, &out),
         args::Command::Models(a) => commands::catalog::models(a, &out),
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),
+        args::Command::DryRun(a) => commands::dry_run::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod compare;
+pub mod dry_run;
 pub mod estimate;
 pub mod fit;
 pub mod model;

@@ -1,0 +1,6 @@
+//! Running a command on the null device with the recorder in its Python.
+
+pub mod null;
+pub mod python;
+pub mod recording;
+pub mod run;
