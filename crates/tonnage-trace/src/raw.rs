@@ -69,9 +69,12 @@ struct Meta {
     /// The user's line where the recorder knew one (backward runs on a thread without Python frames).
     line: String,
     empty_cache: bool,
+    /// The thread that made the event has said nothing of itself.
+    nothing: bool,
 }
 
 fn meta(text: &str) -> Meta {
+    let nothing = text.is_empty();
     let mut f = text.split('~');
     let mut next = || f.next().unwrap_or_default();
     let step = next().parse().unwrap_or(-1);
@@ -98,6 +101,7 @@ fn meta(text: &str) -> Meta {
             line.into()
         },
         empty_cache: line == "empty_cache",
+        nothing,
     }
 }
 
@@ -117,6 +121,10 @@ pub fn parse(text: &str, root: &str) -> Result<Trace, TraceError> {
     let mut t = Trace::default();
     let (mut places, mut sites) = (Interner::new(), Interner::new());
     let mut metas: Vec<Meta> = Vec::new();
+    // from which allocation on a thread without a remark is where
+    let mut turns: Vec<(u64, usize)> = Vec::new();
+    let mut said: Vec<Meta> = Vec::new();
+    let mut turn = 0;
     let mut frames = Frames::new(root);
     let mut live: HashMap<u64, (u32, bool)> = HashMap::new();
     // which allocations were made at an address: (number among all allocations of the process, id)
@@ -137,8 +145,19 @@ pub fn parse(text: &str, root: &str) -> Result<Trace, TraceError> {
         let number = |k: usize| v.get(k).and_then(Value::as_u64).unwrap_or(0);
         let string = |k: usize| v.get(k).and_then(Value::as_str).unwrap_or_default();
         let m = number(4) as usize;
+        while turns.get(turn + 1).is_some_and(|t| t.0 <= count) {
+            turn += 1;
+        }
+        let here = match (metas.get(m), turns.get(turn)) {
+            (Some(x), Some((from, k))) if x.nothing && *from <= count => said.get(*k),
+            (x, _) => x,
+        };
         match kind {
             "M" => metas.push(meta(string(1))),
+            "W" => {
+                turns.push((number(1), said.len()));
+                said.push(meta(string(2)));
+            }
             "F" => frames.frame(string(1), number(2) as u32, string(3)),
             "K" => {
                 let ids = v.get(1).and_then(Value::as_array).cloned();
@@ -166,7 +185,7 @@ pub fn parse(text: &str, root: &str) -> Result<Trace, TraceError> {
                 });
             }
             "a" => {
-                let meta = metas.get(m).ok_or_else(|| bad(n, "an unknown mark"))?;
+                let meta = here.ok_or_else(|| bad(n, "an unknown mark"))?;
                 let (address, requested) = (number(1), number(2));
                 let id = born.len() as u32;
                 count += 1;
@@ -202,7 +221,7 @@ pub fn parse(text: &str, root: &str) -> Result<Trace, TraceError> {
                     && !*gone
                 {
                     *gone = true;
-                    let meta = metas.get(m).ok_or_else(|| bad(n, "an unknown mark"))?;
+                    let meta = here.ok_or_else(|| bad(n, "an unknown mark"))?;
                     let place = places.get(meta.place.clone(), &mut t.places);
                     born[*id as usize].ended = Some(place);
                     t.events.push(Event::Free { id: *id, place });

@@ -38,6 +38,8 @@ class State:
     optimizers = []
     opt_depth = 0
     marks_ok = True
+    thread = 0
+    turns = []
     generation = 0
     tags = []
     tagged_states = {}
@@ -129,6 +131,7 @@ def _start():
     if S.started or os.getpid() != S.pid:
         return
     S.started = True
+    S.thread = threading.get_ident()
     S.t0 = time.time()
     C = torch._C
     record = torch.cuda.memory._record_memory_history
@@ -197,8 +200,19 @@ def _note_peaks():
 
 # ---------------------------------------------------------------------------------------------------------- where we are
 def _say(module=""):
-    if S.marks_ok:
-        S.torch._C._cuda_setMemoryMetadata(f"{S.step}~{S.mb}~{S.phase}~{module}~{S.where}~{S.amp}")
+    if not S.marks_ok:
+        return
+    text = f"{S.step}~{S.mb}~{S.phase}~{module}~{S.where}~{S.amp}"
+    # the remark belongs to a thread; what the engine's threads do outside modules is told by `_turn`
+    if not module and threading.get_ident() != S.thread:
+        text = ""
+    S.torch._C._cuda_setMemoryMetadata(text)
+
+
+def _turn():
+    """From this allocation on, threads without a remark of their own (the autograd engine's) are here."""
+    d = S.torch.cuda.current_device()
+    S.turns.append((d, _stats(d)["allocation"]["all"]["allocated"], f"{S.step}~{S.mb}~{S.phase}~~{S.where}~{S.amp}"))
 
 
 def _user_line():
@@ -306,12 +320,14 @@ def _wrap_backward(torch):
             return plain(t_outputs, *args, **kwargs)
         S.phase, S.where = "backward", _user_line()
         _say()
+        _turn()
         try:
             return plain(t_outputs, *args, **kwargs)
         finally:
             S.phase, S.where = "between", ""
             S.mb += 1
             _say()
+            _turn()
 
     A._engine_run_backward = _engine_run_backward
     A.graph._engine_run_backward = _engine_run_backward
@@ -341,6 +357,7 @@ def _after_step(optimizer, args, kwargs):
     S.mb = 0
     S.phase = "between"
     _say()
+    _turn()
 
 
 # ---------------------------------------------------------------------------------------------------------- what is what
@@ -540,13 +557,15 @@ def _write(reason, began):
             ooms=[o for o in S.ooms if o["device"] == d], notes=S.notes, **S.counts)
         path = os.path.join(OUT, f"{S.pid}-{d}.raw")
         with open(path + ".new", "w", encoding="utf-8") as f:
-            _lines(f, head, trace, [t[1:] for t in S.tags if t[0] == d])
+            _lines(f, head, trace, [t[1:] for t in S.tags if t[0] == d], [t[1:] for t in S.turns if t[0] == d])
         os.replace(path + ".new", path)
 
 
-def _lines(f, head, trace, tags):
+def _lines(f, head, trace, tags, turns):
     text = json.dumps
     f.write(text(head) + "\n")
+    for t in turns:
+        f.write(text(["W", *t]) + "\n")
     stacks, frames, metas, by_list = {(): 0}, {}, {"": 0}, {}
     f.write('["K",[]]\n["M",""]\n')
     short = dict(alloc="a", free_requested="q", free_completed="c", segment_alloc="S", segment_free="s", segment_map="P", segment_unmap="p", oom="o")
