@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use tonnage_core::Diagnostic;
 use tonnage_core::validate::{Report, record_rows_with};
+use tonnage_plan::time::published;
 use tonnage_report::{json, validate as text};
 
 /// A record is one line; longer ones are refused.
@@ -79,7 +80,12 @@ pub fn run(a: &ValidateArgs, out: &Output) -> Status {
                     return Status::BadInput;
                 }
             };
-            match record_rows_with(&record, &mut |name| model_header(path, name)) {
+            let scored = if record["schema"] == "throughput" {
+                Ok(published::rows(&record))
+            } else {
+                record_rows_with(&record, &mut |name| model_header(path, name))
+            };
+            match scored {
                 Ok(r) => rows.extend(r),
                 Err(e) => {
                     out.complain(&[bad(e.to_string())]);
