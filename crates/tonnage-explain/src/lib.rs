@@ -2,6 +2,8 @@
 //!
 //! | to know | module |
 //! | --- | --- |
+//! | what an out-of-memory text says, why, and what to change | [`oom`] |
 //! | whether memory grows with the steps, since when, when it is full | [`leak`] |
 
 pub mod leak;
+pub mod oom;

@@ -4,6 +4,7 @@ pub mod csv;
 pub mod explain;
 pub mod json;
 pub mod markdown;
+pub mod oom;
 pub mod serving;
 pub mod style;
 pub mod svg;

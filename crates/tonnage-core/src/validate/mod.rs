@@ -1,6 +1,7 @@
 //! Scores predictions on recorded runs: one row for each record, metric and part (DESIGN section 7).
 
 pub mod llamacpp;
+pub mod oom;
 pub mod published;
 mod report;
 pub mod torch_run;

@@ -1,6 +1,6 @@
 //! Rows of all records with their summary: `tonnage.validate/1` (DESIGN section 7).
 
-use super::{Row, llamacpp, published, torch_run, vllm_run};
+use super::{Row, llamacpp, oom, published, torch_run, vllm_run};
 use crate::error::CoreError;
 use serde::Serialize;
 use serde_json::Value;
@@ -120,7 +120,7 @@ pub fn record_rows_with(
         Some("published") => Ok(published::rows(record)),
         Some("llamacpp-run") => Ok(llamacpp::rows(record, file)),
         Some("vllm-run") => Ok(vllm_run::rows(record)),
-        Some("oom-message") => Ok(not_yet("message", &text("framework"), Value::Null)),
+        Some("oom-message") => Ok(oom::rows(record)),
         Some("throughput") => Ok(not_yet(
             &text("metric"),
             &text("task"),
