@@ -68,14 +68,27 @@ const FIGURES: &[(&str, &str)] = &[
 
 fn failure(f: &Failure, s: &Style, out: &mut String) {
     let m = &f.message;
-    let times = if f.times > 1 { format!(", {} times", f.times) } else { String::new() };
+    let times = if f.times > 1 {
+        format!(", {} times", f.times)
+    } else {
+        String::new()
+    };
     let warning = if m.fatal { "" } else { " (a warning)" };
     let device = m
         .get("gpu_index")
         .map(|i| format!(", device {i}"))
         .unwrap_or_default();
-    let head = format!("{}{device}: {}{warning}", m.framework.name(), cause(f.diagnosis.cause));
-    let _ = writeln!(out, "{}  line {}{times}", s.paint(Paint::Bold, &head), f.line);
+    let head = format!(
+        "{}{device}: {}{warning}",
+        m.framework.name(),
+        cause(f.diagnosis.cause)
+    );
+    let _ = writeln!(
+        out,
+        "{}  line {}{times}",
+        s.paint(Paint::Bold, &head),
+        f.line
+    );
     out.push_str(&wrap(&f.diagnosis.why, "  ", "  ", s.width));
     let show = |b: u64| Bytes(b).display(s.units).to_string();
     let mut figures: Vec<String> = FIGURES
@@ -124,11 +137,19 @@ pub fn log(l: &Log, s: &Style) -> String {
     let mut out = String::new();
     match l.decisive() {
         None => {
-            let _ = writeln!(out, "No out-of-memory message in {} lines of {}.", l.lines, l.source);
+            let _ = writeln!(
+                out,
+                "No out-of-memory message in {} lines of {}.",
+                l.lines, l.source
+            );
         }
         Some(f) => {
             let n = l.failures.len() as u64 + l.more;
-            let many = if n == 1 { String::new() } else { format!(" ({n} different messages)") };
+            let many = if n == 1 {
+                String::new()
+            } else {
+                format!(" ({n} different messages)")
+            };
             let _ = writeln!(out, "{}: {}{many}\n", l.source, cause(f.diagnosis.cause));
         }
     }
@@ -140,7 +161,11 @@ pub fn log(l: &Log, s: &Style) -> String {
         let _ = writeln!(out, "and {} more", l.more);
     }
     if let Some(v) = &l.growth {
-        let _ = writeln!(out, "memory in the log's own lines: {}", v.sentence(l.growth_unit));
+        let _ = writeln!(
+            out,
+            "memory in the log's own lines: {}",
+            v.sentence(l.growth_unit)
+        );
     }
     if let Some(j) = &l.job {
         let show = |b: u64| Bytes(b).display(s.units).to_string();

@@ -79,6 +79,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-sxm5-80gb -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
     )]
     DryRun(Box<crate::commands::dry_run::DryRunArgs>),
+    /// What an out-of-memory log means, and what to change
+    #[command(
+        after_help = "Examples:\n  tonnage explain train.log\n  tonnage explain train.log.gz --job job.toml --gpu rtx-4090\n  kubectl logs pod | tonnage explain - --format json"
+    )]
+    Explain(crate::commands::explain::ExplainArgs),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),
@@ -267,6 +272,7 @@ pub struct SchemaArgs {
 /// The schemas that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SchemaName {
+    Explain,
     Footprint,
     Serving,
     Validate,

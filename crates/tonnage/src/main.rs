@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         args::Command::Estimate(a) => commands::estimate::run(a, &out),
         args::Command::Compare(a) => commands::compare::run(a, &out),
         args::Command::Fit(a) => commands::fit::run(a, &out),
+        args::Command::Explain(a) => commands::explain::run(a, &out),
         args::Command::Validate(a) => commands::validate::run(a, &out),
         args::Command::Models(a) => commands::catalog::models(a, &out),
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),

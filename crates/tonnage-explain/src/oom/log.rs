@@ -51,7 +51,8 @@ pub struct Log {
 impl Log {
     /// Of what a scanner found.
     pub fn of(source: &str, found: &Found) -> Log {
-        let growth = Some(found.series.series().verdict()).filter(|v| v.finding != Finding::TooShort);
+        let growth =
+            Some(found.series.series().verdict()).filter(|v| v.finding != Finding::TooShort);
         Log {
             schema: SCHEMA,
             kind: "log",
@@ -77,7 +78,10 @@ impl Log {
 
     /// The failure that ended the run: the first that is fatal, with the most figures of its moment.
     pub fn decisive(&self) -> Option<&Failure> {
-        self.failures.iter().find(|f| f.message.fatal).or(self.failures.first())
+        self.failures
+            .iter()
+            .find(|f| f.message.fatal)
+            .or(self.failures.first())
     }
 
     /// Puts simulated changes of the job ahead of the general ones.
@@ -86,7 +90,10 @@ impl Log {
             let mut all = changes.to_vec();
             // general advice that the simulation has replaced
             let general = f.diagnosis.changes.iter().filter(|c| {
-                c.setting.as_deref().is_some_and(|s| s.contains("ALLOC_CONF")) || c.frees_bytes.is_some() && c.frees_bytes == f.diagnosis.others_bytes
+                c.setting
+                    .as_deref()
+                    .is_some_and(|s| s.contains("ALLOC_CONF"))
+                    || c.frees_bytes.is_some() && c.frees_bytes == f.diagnosis.others_bytes
             });
             let kept: Vec<Change> = if f.message.framework.is_torch() {
                 general.cloned().collect()

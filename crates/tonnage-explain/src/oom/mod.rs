@@ -194,8 +194,11 @@ impl Site<'_> {
 /// A parser's answer: the message and how many bytes of `text` it is made of.
 pub(crate) type Parsed = Option<(Message, usize)>;
 
+/// The words at which a parser begins.
+type Anchor = (&'static str, fn(&Site) -> Parsed);
+
 /// Words that begin a message, and who reads it from there. The first that reads it has it.
-pub(crate) const ANCHORS: &[(&str, fn(&Site) -> Parsed)] = &[
+pub(crate) const ANCHORS: &[Anchor] = &[
     (
         "out of memory occurred when warming up sampler",
         engines::sampler,

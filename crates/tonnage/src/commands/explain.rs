@@ -85,7 +85,11 @@ pub fn run(a: &ExplainArgs, out: &Output) -> Status {
             return Status::BadInput;
         }
     };
-    let name = if a.file.as_os_str() == "-" { "standard input".to_string() } else { a.file.display().to_string() };
+    let name = if a.file.as_os_str() == "-" {
+        "standard input".to_string()
+    } else {
+        a.file.display().to_string()
+    };
     let mut log = Log::of(&name, &found);
     if let Some(path) = &a.job {
         match job(path, a.gpu.clone(), &log) {
@@ -104,7 +108,11 @@ pub fn run(a: &ExplainArgs, out: &Output) -> Status {
 }
 
 /// The job's prediction and its simulated edits, those that save something, the largest first.
-fn job(path: &Path, gpu: Option<String>, log: &Log) -> Result<(JobNote, Vec<Change>), (Vec<Diagnostic>, Status)> {
+fn job(
+    path: &Path,
+    gpu: Option<String>,
+    log: &Log,
+) -> Result<(JobNote, Vec<Change>), (Vec<Diagnostic>, Status)> {
     let job = jobs::load(Some(path), &SettingFlags::default())?;
     let options = Options {
         gpu,

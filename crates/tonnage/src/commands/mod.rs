@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod compare;
 pub mod dry_run;
 pub mod estimate;
+pub mod explain;
 pub mod fit;
 pub mod model;
 pub mod schema;
