@@ -1,6 +1,12 @@
+//! The edge to the machine.
+//!
 //! Where a model's files are: a local folder, an entry of the Hugging Face cache, or a model hub. Only configurations and the headers of
-//! safetensors files are read, never a weight; nothing is written.
+//! safetensors files are read, never a weight.
+//!
+//! The devices and processes of this machine ([`device`], [`process`], [`publish`]), what other machines export ([`metrics`]), and the
+//! recordings of runs ([`record`]).
 
+pub mod device;
 mod env;
 mod error;
 mod files;
@@ -9,7 +15,11 @@ mod http;
 mod hub;
 mod inventory;
 mod local;
+pub mod metrics;
 mod name;
+pub mod process;
+pub mod publish;
+pub mod record;
 
 pub use env::{Env, Secret};
 pub use error::HostError;

@@ -95,6 +95,11 @@ pub enum Command {
     /// The GPU catalog
     #[command(after_help = "Example:\n  tonnage gpus a100")]
     Gpus(GpusArgs),
+    /// Every GPU's memory as it is now, and as it goes on
+    #[command(
+        after_help = "Examples:\n  tonnage watch\n  tonnage watch --once --alert 0.9\n  tonnage watch --log memory.csv --interval 0.5\n  tonnage watch --prometheus 127.0.0.1:9401\n  tonnage watch --remote node7:9400\n\nExit status 4: no GPU that can be read is here."
+    )]
+    Watch(crate::commands::watch::WatchArgs),
     /// The JSON schema of an output
     #[command(after_help = "Example:\n  tonnage schema footprint")]
     Schema(SchemaArgs),

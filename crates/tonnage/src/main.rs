@@ -8,6 +8,7 @@ mod headers;
 mod jobs;
 mod models;
 mod output;
+mod tui;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         args::Command::Models(a) => commands::catalog::models(a, &out),
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),
         args::Command::DryRun(a) => commands::dry_run::run(a, &out),
+        args::Command::Watch(a) => commands::watch::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

@@ -10,3 +10,4 @@ pub mod model;
 pub mod schema;
 pub mod serving;
 pub mod validate;
+pub mod watch;
