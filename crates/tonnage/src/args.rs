@@ -84,6 +84,21 @@ pub enum Command {
         after_help = "Examples:\n  tonnage explain train.log\n  tonnage explain train.log.gz --job job.toml --gpu rtx-4090\n  kubectl logs pod | tonnage explain - --format json"
     )]
     Explain(crate::commands::explain::ExplainArgs),
+    /// A recorded trace under other allocator settings, on another card, or at another size
+    #[command(
+        after_help = "Examples:\n  tonnage replay trace.jsonl.gz --expandable-segments\n  tonnage replay trace.jsonl.gz --gpu rtx-3060-12gb\n  tonnage replay --scale-to 64 4=t-4.jsonl.gz 8=t-8.jsonl.gz 16=t-16.jsonl.gz"
+    )]
+    Replay(crate::commands::replay::ReplayArgs),
+    /// Where a prediction and a recorded trace part, by component and module
+    #[command(
+        after_help = "Example:\n  tonnage diff job.toml trace.jsonl.gz\n\nExit status: 0 equal peaks, 1 not."
+    )]
+    Diff(Box<crate::commands::diff::DiffArgs>),
+    /// Performs a job with the real libraries and appends a `torch-run` record
+    #[command(
+        after_help = "Examples:\n  tonnage measure job.toml --keep job.py\n  tonnage measure --null --model gpt2 --seq-len 256 --gpu a100-sxm4-80gb --python venv/bin/python\n  tonnage measure --null groundtruth/torch-trace-dev.jsonl --id llama-tiny-plain-bf16-sdpa-mask-pad"
+    )]
+    Measure(Box<crate::commands::measure::MeasureArgs>),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),

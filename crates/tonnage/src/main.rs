@@ -51,6 +51,9 @@ fn main() -> ExitCode {
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),
         args::Command::DryRun(a) => commands::dry_run::run(a, &out),
         args::Command::Watch(a) => commands::watch::run(a, &out),
+        args::Command::Replay(a) => commands::replay::run(a, &out),
+        args::Command::Diff(a) => commands::diff::run(a, &out),
+        args::Command::Measure(a) => commands::measure::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

@@ -2,11 +2,14 @@
 
 pub mod catalog;
 pub mod compare;
+pub mod diff;
 pub mod dry_run;
 pub mod estimate;
 pub mod explain;
 pub mod fit;
+pub mod measure;
 pub mod model;
+pub mod replay;
 pub mod schema;
 pub mod serving;
 pub mod validate;

@@ -4,3 +4,4 @@ pub mod null;
 pub mod python;
 pub mod recording;
 pub mod run;
+pub mod script;
