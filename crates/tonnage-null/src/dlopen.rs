@@ -1,6 +1,8 @@
 //! Nothing in the process may reach a real driver: `dlopen` of one opens this library, whatever the path.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char};
+#[cfg(not(test))]
+use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

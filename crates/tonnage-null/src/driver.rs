@@ -1,9 +1,9 @@
 //! The driver's functions: by symbol (a link `libcuda.so.1` leads here), and by name through the entry point tables.
 
-use crate::missing::{call, handle};
+use crate::missing::handle;
 use crate::rt_device::{attribute, bus_id, driver_version};
 use crate::rt_memory::{allocate, copy, fill, map_host, release};
-use crate::state::{HostKind, current, fail, state, uuid_bytes};
+use crate::state::{HostKind, as_driver, current, fail, state, uuid_bytes};
 use crate::types::*;
 use std::ffi::{CString, c_char};
 use std::sync::atomic::Ordering::Relaxed;
@@ -94,7 +94,11 @@ api! {
     fn cudaGetDriverEntryPointByVersion(name: Text, out: Out<usize>, _version: u32, _flags: u64, status: Out<i32>) -> i32 { entry_point(name.get(), &out, &status); OK }
     fn cuGetProcAddress(name: Text, out: Out<usize>, _version: i32, _flags: u64) -> i32 { entry_point(name.get(), &out, &Out::at(0)) }
     fn cuGetProcAddress_v2(name: Text, out: Out<usize>, _version: i32, _flags: u64, status: Out<i32>) -> i32 { entry_point(name.get(), &out, &status) }
-    fn cuGetExportTable(table: Out<usize>, _id: usize) -> i32 { table.set(0); call("cuGetExportTable", NOT_SUPPORTED) }
+    fn cuGetExportTable(table: Out<usize>, _id: usize) -> i32 {
+        // The driver's private tables: profilers ask for them and go without.
+        table.set(0);
+        NOT_SUPPORTED
+    }
 
     fn cuInit(_flags: u32) -> i32 { if state().count() == 0 { NO_DEVICE } else { OK } }
     fn cuDriverGetVersion(v: Out<i32>) -> i32 { v.set(driver_version()); OK }
@@ -140,24 +144,24 @@ api! {
     fn cuGetErrorString(e: i32, text: Out<*const c_char>) -> i32 { text.set(crate::rt_device::cudaGetErrorString(e)); OK }
     fn cuGetErrorName(e: i32, text: Out<*const c_char>) -> i32 { text.set(error_text(e).0.as_ptr()); OK }
 
-    fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> i32 { crate::rt_memory::cudaMemGetInfo(free, total) }
-    fn cuMemAlloc_v2(p: Out<usize>, n: usize) -> i32 { if n == 0 { INVALID_VALUE } else { allocate(&p, n) } }
-    fn cuMemAllocAsync(p: Out<usize>, n: usize, _stream: usize) -> i32 { allocate(&p, n) }
-    fn cuMemAllocManaged(p: Out<usize>, n: usize, _flags: u32) -> i32 { map_host(&p, n, HostKind::Managed) }
-    fn cuMemFree_v2(p: usize) -> i32 { release(p) }
-    fn cuMemFreeAsync(p: usize, _stream: usize) -> i32 { release(p) }
-    fn cuMemAllocHost_v2(p: Out<usize>, n: usize) -> i32 { map_host(&p, n, HostKind::Pinned) }
-    fn cuMemHostAlloc(p: Out<usize>, n: usize, _flags: u32) -> i32 { map_host(&p, n, HostKind::Pinned) }
-    fn cuMemFreeHost(p: usize) -> i32 { crate::rt_memory::cudaFreeHost(p) }
-    fn cuMemHostRegister_v2(p: usize, n: usize, flags: u32) -> i32 { crate::rt_memory::cudaHostRegister(p, n, flags) }
-    fn cuMemHostUnregister(p: usize) -> i32 { crate::rt_memory::cudaHostUnregister(p) }
-    fn cuMemHostGetDevicePointer_v2(d: Out<usize>, h: usize, _flags: u32) -> i32 { d.set(h); OK }
-    fn cuMemGetAddressRange_v2(start: Out<usize>, len: Out<usize>, p: usize) -> i32 {
+    fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> i32 { as_driver(|| { crate::rt_memory::cudaMemGetInfo(free, total) }) }
+    fn cuMemAlloc_v2(p: Out<usize>, n: usize) -> i32 { as_driver(|| { if n == 0 { INVALID_VALUE } else { allocate(&p, n) } }) }
+    fn cuMemAllocAsync(p: Out<usize>, n: usize, _stream: usize) -> i32 { as_driver(|| { allocate(&p, n) }) }
+    fn cuMemAllocManaged(p: Out<usize>, n: usize, _flags: u32) -> i32 { as_driver(|| { map_host(&p, n, HostKind::Managed) }) }
+    fn cuMemFree_v2(p: usize) -> i32 { as_driver(|| { release(p) }) }
+    fn cuMemFreeAsync(p: usize, _stream: usize) -> i32 { as_driver(|| { release(p) }) }
+    fn cuMemAllocHost_v2(p: Out<usize>, n: usize) -> i32 { as_driver(|| { map_host(&p, n, HostKind::Pinned) }) }
+    fn cuMemHostAlloc(p: Out<usize>, n: usize, _flags: u32) -> i32 { as_driver(|| { map_host(&p, n, HostKind::Pinned) }) }
+    fn cuMemFreeHost(p: usize) -> i32 { as_driver(|| { crate::rt_memory::cudaFreeHost(p) }) }
+    fn cuMemHostRegister_v2(p: usize, n: usize, flags: u32) -> i32 { as_driver(|| { crate::rt_memory::cudaHostRegister(p, n, flags) }) }
+    fn cuMemHostUnregister(p: usize) -> i32 { as_driver(|| { crate::rt_memory::cudaHostUnregister(p) }) }
+    fn cuMemHostGetDevicePointer_v2(d: Out<usize>, h: usize, _flags: u32) -> i32 { as_driver(|| { d.set(h); OK }) }
+    fn cuMemGetAddressRange_v2(start: Out<usize>, len: Out<usize>, p: usize) -> i32 { as_driver(|| {
         match state().with_owner(p, |m| m.find(p as u64)).flatten() {
             Some((a, n)) => { start.set(a as usize); len.set(n as usize); OK }
             None => fail(INVALID_VALUE),
         }
-    }
+    }) }
     fn cuMemcpy(d: usize, s: usize, n: usize) -> i32 { copy(d, s, n) }
     fn cuMemcpyAsync(d: usize, s: usize, n: usize, _stream: usize) -> i32 { copy(d, s, n) }
     fn cuMemcpyHtoD_v2(d: usize, s: usize, n: usize) -> i32 { copy(d, s, n) }

@@ -6,11 +6,11 @@ use crate::types::*;
 use serde_json::json;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock};
 
 static SAID: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
-static FIRST: OnceLock<CString> = OnceLock::new();
+static LATEST: Mutex<Option<&'static CStr>> = Mutex::new(None);
 
 /// A call of a function that is not there; hands back the library's code.
 pub fn call(symbol: &'static str, code: i32) -> i32 {
@@ -19,7 +19,8 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
         drop(said);
         let torch = torch::version();
         let message = format!(
-            "{symbol} is not part of the null CUDA device (torch {torch}); the call was refused"
+            "{symbol} is not part of the null CUDA device (torch {torch}); the call was refused{}",
+            hint(symbol)
         );
         state().announce();
         say(&message);
@@ -27,8 +28,7 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
             "missing-symbol",
             json!({"symbol": symbol, "torch": torch, "message": message}),
         );
-        let _ = FIRST
-            .set(CString::new(format!("operation not supported: {message}")).unwrap_or_default());
+        explain(&message);
     }
     if code == NOT_SUPPORTED {
         fail(code)
@@ -37,17 +37,39 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
     }
 }
 
-/// The sentence for "not supported" once a function was missing, so that the framework's own error names it.
+/// What to do instead.
+fn hint(symbol: &str) -> &'static str {
+    if symbol.starts_with("cudnn") && symbol.contains("RNN") {
+        ". The memory of cuDNN's recurrent layers is not public: torch.backends.cudnn.enabled = False takes PyTorch's own"
+    } else {
+        ""
+    }
+}
+
+/// Makes a sentence the text of "not supported", so that the framework's own error carries it.
+pub fn explain(message: &str) {
+    // Kept for ever, as C callers hold on to it; there is one for each symbol at most.
+    let text = CString::new(format!("operation not supported: {message}")).unwrap_or_default();
+    *LATEST
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner()) =
+        Some(Box::leak(text.into_boxed_c_str()));
+}
+
+/// The sentence of the latest refusal.
 pub fn explained(code: i32) -> Option<&'static CStr> {
-    FIRST
-        .get()
-        .filter(|_| code == NOT_SUPPORTED)
-        .map(|text| text.as_c_str())
+    if code != NOT_SUPPORTED {
+        return None;
+    }
+    *LATEST
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A function of a library that works on device memory only: done at once.
 pub fn done() -> i32 {
     state().launches.fetch_add(1, Relaxed);
+    crate::rt_stream::queued_somewhere();
     OK
 }
 

@@ -103,6 +103,24 @@ fn clock(handle: usize, kind: i32, out: &Out<u32>) -> i32 {
     })
 }
 
+/// This process, where it has a context on the device: {pid, used bytes, ...}.
+fn processes(h: usize, n: &Out<u32>, room: bool, put: impl FnOnce(u64, u64)) -> i32 {
+    let Some(i) = index(h) else {
+        return INVALID_ARGUMENT;
+    };
+    let used = state().in_use(i);
+    let have = n.get().unwrap_or(0);
+    n.set(used.is_some() as u32);
+    match used {
+        Some(_) if have == 0 || !room => TOO_SMALL,
+        Some(used) => {
+            put(std::process::id() as u64, used);
+            OK
+        }
+        None => OK,
+    }
+}
+
 api! {
     fn nvmlInit() -> i32 { OK }
     fn nvmlInit_v2() -> i32 { OK }
@@ -184,16 +202,21 @@ api! {
     fn nvmlDeviceGetTopologyCommonAncestor(_a: usize, _b: usize, out: Out<i32>) -> i32 { out.set(40); OK }
     fn nvmlDeviceGetNvLinkState(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetNvLinkCapability(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
+    fn nvmlDeviceGetNvLinkRemoteDeviceType(_h: usize, _link: u32, kind: Out<i32>) -> i32 { kind.set(255); NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetNvLinkRemotePciInfo_v2(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetFieldValues(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetGpuFabricInfoV(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetMemoryAffinity(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetCpuAffinity(_h: usize, n: u32, set: Out<usize>) -> i32 { (0..n as usize).for_each(|i| set.set_at(i, usize::MAX)); OK }
     fn nvmlDeviceGetNumaNodeId(h: usize, out: Out<u32>) -> i32 { with(h, |_, _| out.set(0)) }
-    fn nvmlDeviceGetComputeRunningProcesses(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
-    fn nvmlDeviceGetComputeRunningProcesses_v2(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
-    fn nvmlDeviceGetComputeRunningProcesses_v3(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
-    fn nvmlDeviceGetGraphicsRunningProcesses(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v2(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
+    fn nvmlDeviceGetComputeRunningProcesses(h: usize, n: Out<u32>, list: Out<[u64; 2]>) -> i32 {
+        processes(h, &n, !list.is_null(), |pid, used| list.set([pid, used]))
+    }
+    fn nvmlDeviceGetComputeRunningProcesses_v2(h: usize, n: Out<u32>, list: Out<[u64; 3]>) -> i32 {
+        processes(h, &n, !list.is_null(), |pid, used| list.set([pid, used, u64::MAX]))
+    }
+    fn nvmlDeviceGetComputeRunningProcesses_v3(h: usize, n: Out<u32>, list: Out<[u64; 3]>) -> i32 {
+        processes(h, &n, !list.is_null(), |pid, used| list.set([pid, used, u64::MAX]))
+    }
     fn nvmlDeviceGetGraphicsRunningProcesses_v3(_h: usize, n: Out<u32>) -> i32 { n.set(0); OK }
 }

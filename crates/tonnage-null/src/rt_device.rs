@@ -44,7 +44,7 @@ pub fn attribute(out: &Out<i32>, which: i32, ordinal: i32) -> i32 {
         Err(e) => return e,
     };
     out.set(match which {
-        1 | 2 | 3 => 1024,
+        1..=3 => 1024,
         4 => 64,
         5 => i32::MAX,
         6 | 7 => 65535,

@@ -20,8 +20,8 @@ fn place(address: usize) -> Place {
     }
 }
 
-/// Moves bytes: to a device nothing, between places of the host truly, from a device zeros (a single byte reads as 1,
-/// which is what programs hope for when they ask a question of the device).
+/// Moves bytes: to a device nothing, between places of the host truly, from a device zeros (a single byte is
+/// an answer: `rt_launch::one_byte_answer`).
 pub fn copy(to: usize, from: usize, len: usize) -> i32 {
     if len == 0 || to == 0 || from == 0 {
         return OK;
@@ -41,7 +41,8 @@ pub fn copy(to: usize, from: usize, len: usize) -> i32 {
             Some(bytes) => unsafe {
                 std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, len)
             },
-            None => fill_host(to, (len == 1) as u8, len),
+            None if len == 1 => fill_host(to, crate::rt_launch::one_byte_answer(), 1),
+            None => fill_host(to, 0, len),
         },
         // SAFETY: the caller hands over two places of the host of that length; they may overlap.
         (Place::Host, Place::Host) => unsafe {

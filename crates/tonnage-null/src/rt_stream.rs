@@ -61,6 +61,17 @@ pub fn queued(stream: usize) {
     }
 }
 
+/// Work was queued by a library whose stream is not known here: a node of every capture under way.
+pub fn queued_somewhere() {
+    if CAPTURES.load(Relaxed) != 0 {
+        let mut all = streams();
+        let active: Vec<u64> = all.capturing.values().copied().collect();
+        active
+            .into_iter()
+            .for_each(|c| *all.nodes.entry(c).or_default() += 1);
+    }
+}
+
 fn new_stream(out: &Out<usize>, priority: i32) -> i32 {
     if let Err(e) = state().with(current(), |_| ()) {
         return e;

@@ -122,12 +122,17 @@ pub fn moved(to: usize, from: usize, len: usize) {
     }
 }
 
-/// What a collective sends, where it is known.
+/// What a collective sends, where its start is known; what lies behind the known part is zeros (object collectives send
+/// arrays that were made longer on the device).
 pub fn sent(at: usize, len: usize) -> Option<Vec<u8>> {
     if len == 0 || len > LARGEST {
         return None;
     }
-    resolve(find(at, len, false)?, len)
+    let found = find(at, len, false).or_else(|| find(at, 1, false))?;
+    let known = len.min(found.0.len - found.1);
+    let mut bytes = resolve(found, known)?;
+    bytes.resize(len, 0);
+    Some(bytes)
 }
 
 /// A collective's output.

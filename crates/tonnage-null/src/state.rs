@@ -136,6 +136,14 @@ pub fn fail(code: i32) -> i32 {
     code
 }
 
+/// The driver's functions do not touch the runtime's last error.
+pub fn as_driver(work: impl FnOnce() -> i32) -> i32 {
+    let before = LAST_ERROR.get();
+    let code = work();
+    LAST_ERROR.set(before);
+    code
+}
+
 /// The last error, forgotten if asked to.
 pub fn last_error(forget: bool) -> i32 {
     let e = LAST_ERROR.get();
@@ -324,6 +332,13 @@ impl State {
         (memory.devices[index].free(), memory.devices[index].total())
     }
 
+    /// Bytes of a device of the file that this process holds, context included; None without a context.
+    pub fn in_use(&self, index: usize) -> Option<u64> {
+        let memory = self.lock();
+        let d = &memory.devices[index];
+        d.has_range().then(|| d.used() + d.context())
+    }
+
     /// Remembers memory of the host.
     pub fn add_host(&self, address: usize, len: usize, kind: HostKind) {
         let mut m = self.lock();
@@ -381,7 +396,15 @@ impl State {
     }
 
     /// A refusal by design.
-    pub fn unsupported(&self, what: &str, message: &str) {
+    pub fn unsupported(&self, what: &'static str, message: &'static str) {
+        static SAID: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+        let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if said.contains(&what) {
+            return;
+        }
+        said.push(what);
+        drop(said);
+        crate::missing::explain(message);
         self.announce();
         say(message);
         self.report

@@ -1,0 +1,401 @@
+//! The built library, loaded by a process of its own for each case, as a preloaded program would meet it.
+#![cfg(target_os = "linux")]
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+const PAGE: usize = 2 << 20;
+
+/// The cdylib that cargo built with this test.
+fn library() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let path = exe.parent().unwrap().join("libtonnage_null.so");
+    assert!(path.exists(), "{} is not built", path.display());
+    path
+}
+
+struct Library(*mut c_void);
+
+impl Library {
+    fn open() -> Library {
+        let path = CString::new(library().to_str().unwrap()).unwrap();
+        // SAFETY: loads the library under test, whose start-up code does nothing.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        assert!(!handle.is_null());
+        Library(handle)
+    }
+
+    fn call<F: Copy>(&self, name: &str) -> F {
+        let name = CString::new(name).unwrap();
+        // SAFETY: a look-up by a zero-terminated name.
+        let p = unsafe { libc::dlsym(self.0, name.as_ptr()) };
+        assert!(!p.is_null(), "{name:?}");
+        assert_eq!(size_of::<F>(), size_of_val(&p));
+        // SAFETY: F is the function pointer type of that name in CUDA's headers, which each caller states.
+        unsafe { std::mem::transmute_copy(&p) }
+    }
+
+    fn malloc(&self, n: usize) -> (c_int, usize) {
+        let f: extern "C" fn(*mut usize, usize) -> c_int = self.call("cudaMalloc");
+        let mut p = 0;
+        (f(&mut p, n), p)
+    }
+
+    fn free(&self, p: usize) -> c_int {
+        self.call::<extern "C" fn(usize) -> c_int>("cudaFree")(p)
+    }
+
+    fn info(&self) -> (usize, usize) {
+        let (mut free, mut total) = (0, 0);
+        let f: extern "C" fn(*mut usize, *mut usize) -> c_int = self.call("cudaMemGetInfo");
+        assert_eq!(f(&mut free, &mut total), 0);
+        (free, total)
+    }
+
+    fn last_error(&self) -> c_int {
+        self.call::<extern "C" fn() -> c_int>("cudaGetLastError")()
+    }
+}
+
+/// Runs one case of this file again, as a process of its own with devices.
+fn in_process(case: &str, visible: Option<&str>) -> (Output, Vec<serde_json::Value>) {
+    let report =
+        std::env::temp_dir().join(format!("tonnage-null-{}-{case}.jsonl", std::process::id()));
+    let _ = std::fs::remove_file(&report);
+    let devices = format!(
+        r#"{{"schema":"tonnage.null-device/1","devices":[
+            {{"name":"Card A","capability":"8.6","sms":28,"total_bytes":{},"context_bytes":{}}},
+            {{"name":"Card B","capability":"9.0","sms":132,"total_bytes":{}}}]}}"#,
+        100 * PAGE,
+        10 * PAGE,
+        50 * PAGE
+    );
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([
+        "--exact",
+        case,
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    command
+        .env("TONNAGE_NULL_DEVICE", devices)
+        .env("TONNAGE_NULL_REPORT", &report);
+    if let Some(v) = visible {
+        command.env("CUDA_VISIBLE_DEVICES", v);
+    }
+    let out = command.output().unwrap();
+    let lines = std::fs::read_to_string(&report).unwrap_or_default();
+    let _ = std::fs::remove_file(&report);
+    (
+        out,
+        lines
+            .lines()
+            .map(|l| serde_json::from_str(l).expect("whole lines"))
+            .collect(),
+    )
+}
+
+fn passes(case: &str) -> Vec<serde_json::Value> {
+    let (out, lines) = in_process(case, None);
+    assert!(
+        out.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    lines
+}
+
+fn event<'a>(lines: &'a [serde_json::Value], name: &str) -> &'a serde_json::Value {
+    lines
+        .iter()
+        .find(|l| l["event"] == name)
+        .unwrap_or_else(|| panic!("no {name} in {lines:?}"))
+}
+
+#[test]
+fn memory_has_a_capacity() {
+    let lines = passes("case_capacity");
+    assert_eq!(event(&lines, "device")["free_bytes"], 90 * PAGE);
+    assert_eq!(event(&lines, "refused")["requested_bytes"], 86 * PAGE);
+    assert_eq!(event(&lines, "refused")["free_bytes"], 85 * PAGE);
+    let exit = &event(&lines, "exit")["devices"][0];
+    assert_eq!(exit["peak_bytes"], 100 * PAGE);
+    assert_eq!(exit["peak_allocated_bytes"], 90 * PAGE);
+}
+
+#[test]
+#[ignore = "a case of memory_has_a_capacity"]
+fn case_capacity() {
+    let l = Library::open();
+    assert_eq!(l.info(), (90 * PAGE, 100 * PAGE));
+    let (e, a) = l.malloc(5 * PAGE - 7);
+    assert_eq!((e, l.info().0), (0, 85 * PAGE));
+    assert_eq!(l.malloc(86 * PAGE), (2, 0));
+    assert_eq!(
+        (l.last_error(), l.last_error()),
+        (2, 0),
+        "the error is remembered once"
+    );
+    let (e, b) = l.malloc(85 * PAGE);
+    assert_eq!((e, l.info().0), (0, 0));
+    assert_eq!((l.free(a), l.free(b), l.info().0), (0, 0, 90 * PAGE));
+    assert_eq!(l.free(a), 1, "freed twice");
+    assert_eq!(l.free(a + 512), 1, "not an allocation");
+    assert_eq!(l.free(0), 0);
+}
+
+#[test]
+fn devices_are_apart() {
+    passes("case_devices");
+    let (out, _) = in_process("case_one_visible", Some("1"));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+    let (out, _) = in_process("case_none_visible", Some(""));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+}
+
+#[test]
+#[ignore = "a case of devices_are_apart"]
+fn case_devices() {
+    let l = Library::open();
+    let set: extern "C" fn(c_int) -> c_int = l.call("cudaSetDevice");
+    let (_, a) = l.malloc(20 * PAGE);
+    assert_eq!(set(1), 0);
+    assert_eq!(l.info(), (50 * PAGE, 50 * PAGE));
+    assert_eq!(l.free(a), 0, "from another device's turn");
+    assert_eq!(set(2), 101);
+    assert_eq!(l.info().1, 50 * PAGE, "a refused device changes nothing");
+    let mut attributes = [0usize; 3];
+    let of: extern "C" fn(*mut [usize; 3], usize) -> c_int = l.call("cudaPointerGetAttributes");
+    let (_, b) = l.malloc(PAGE);
+    assert_eq!(
+        (of(&mut attributes, b + 5), attributes[0]),
+        (0, 2 | 1 << 32)
+    );
+    of(&mut attributes, &raw const attributes as usize);
+    assert_eq!(attributes[0] as u32, 0, "the host's own memory");
+}
+
+#[test]
+#[ignore = "a case of devices_are_apart"]
+fn case_one_visible() {
+    let l = Library::open();
+    let mut n = 0;
+    l.call::<extern "C" fn(*mut c_int) -> c_int>("cudaGetDeviceCount")(&mut n);
+    assert_eq!((n, l.info().1), (1, 50 * PAGE));
+    l.call::<extern "C" fn(*mut c_int) -> c_int>("nvmlDeviceGetCount_v2")(&mut n);
+    assert_eq!(n, 2, "NVML shows the machine");
+}
+
+#[test]
+#[ignore = "a case of devices_are_apart"]
+fn case_none_visible() {
+    let l = Library::open();
+    let mut n = 7;
+    assert_eq!(
+        l.call::<extern "C" fn(*mut c_int) -> c_int>("cudaGetDeviceCount")(&mut n),
+        100
+    );
+    assert_eq!((n, l.malloc(1).0), (0, 100));
+}
+
+#[test]
+fn virtual_memory() {
+    let lines = passes("case_virtual_memory");
+    assert_eq!(event(&lines, "refused")["requested_bytes"], 89 * PAGE);
+    assert_eq!(
+        event(&lines, "unsupported")["what"],
+        "cuMemExportToShareableHandle"
+    );
+}
+
+#[test]
+#[ignore = "a case of virtual_memory"]
+fn case_virtual_memory() {
+    let l = Library::open();
+    let mut create: usize = 0;
+    let ask: extern "C" fn(*const c_char, *mut usize, u64, *mut c_int) -> c_int =
+        l.call("cudaGetDriverEntryPoint");
+    let mut status = 7;
+    assert_eq!(ask(c"cuMemCreate".as_ptr(), &mut create, 0, &mut status), 0);
+    assert!(create != 0 && status == 0);
+    let mut none = 7;
+    ask(c"cuNeverHeardOf".as_ptr(), &mut none, 0, &mut status);
+    assert_eq!((none, status), (0, 1));
+
+    let reserve: extern "C" fn(*mut usize, usize, usize, usize, u64) -> c_int =
+        l.call("cuMemAddressReserve");
+    let create: extern "C" fn(*mut u64, usize, *const [i32; 8], u64) -> c_int =
+        l.call("cuMemCreate");
+    let map: extern "C" fn(usize, usize, usize, u64, u64) -> c_int = l.call("cuMemMap");
+    let unmap: extern "C" fn(usize, usize) -> c_int = l.call("cuMemUnmap");
+    let release: extern "C" fn(u64) -> c_int = l.call("cuMemRelease");
+    let address_free: extern "C" fn(usize, usize) -> c_int = l.call("cuMemAddressFree");
+    // Pinned, no handle type, on device 0.
+    let props = [1, 0, 1, 0, 0, 0, 0, 0];
+    let (mut at, mut handle) = (0, 0);
+    assert_eq!(
+        reserve(&mut at, 200 * PAGE, 0, 0, 0),
+        0,
+        "addresses are not memory"
+    );
+    assert_eq!(l.info().0, 90 * PAGE);
+    assert_eq!(create(&mut handle, 2 * PAGE, &props, 0), 0);
+    assert_eq!(l.info().0, 88 * PAGE);
+    assert_eq!(map(at + PAGE, 2 * PAGE, 0, handle, 0), 0);
+    assert_eq!(release(handle), 0);
+    assert_eq!(l.info().0, 88 * PAGE, "mapped memory outlives its handle");
+    let mut other = 0;
+    assert_eq!(create(&mut other, 89 * PAGE, &props, 0), 2);
+    assert_eq!(
+        l.last_error(),
+        0,
+        "the driver's errors are not the runtime's"
+    );
+    assert_eq!(address_free(at, 200 * PAGE), 1, "still mapped");
+    assert_eq!(
+        (unmap(at + PAGE, 2 * PAGE), unmap(at + PAGE, 2 * PAGE)),
+        (0, 1)
+    );
+    assert_eq!(release(handle), 1, "released twice");
+    assert_eq!((address_free(at, 200 * PAGE), l.info().0), (0, 90 * PAGE));
+    let export: extern "C" fn(*mut c_void, u64, c_int, u64) -> c_int =
+        l.call("cuMemExportToShareableHandle");
+    assert_eq!(export(std::ptr::null_mut(), handle, 1, 0), 801);
+}
+
+#[test]
+fn refusals_name_themselves() {
+    let lines = passes("case_refusals");
+    assert_eq!(
+        event(&lines, "missing-symbol")["symbol"],
+        "cudaCreateTextureObject"
+    );
+    assert_eq!(event(&lines, "missing-symbol")["torch"], "no torch");
+    assert_eq!(event(&lines, "unsupported")["what"], "cudaIpc");
+}
+
+#[test]
+#[ignore = "a case of refusals_name_themselves"]
+fn case_refusals() {
+    let l = Library::open();
+    let text: extern "C" fn(c_int) -> *const c_char = l.call("cudaGetErrorString");
+    // SAFETY: the library gives zero-terminated texts that live for ever.
+    let text = |e| {
+        unsafe { std::ffi::CStr::from_ptr(text(e)) }
+            .to_str()
+            .unwrap()
+    };
+    assert_eq!(text(2), "out of memory");
+    assert_eq!(
+        l.call::<extern "C" fn() -> c_int>("cudaCreateTextureObject")(),
+        801
+    );
+    assert!(
+        text(801).contains("cudaCreateTextureObject"),
+        "{}",
+        text(801)
+    );
+    let (_, p) = l.malloc(PAGE);
+    let mut handle = [0u8; 64];
+    assert_eq!(
+        l.call::<extern "C" fn(*mut [u8; 64], usize) -> c_int>("cudaIpcGetMemHandle")(
+            &mut handle,
+            p
+        ),
+        801
+    );
+    assert!(text(801).contains("between processes"), "{}", text(801));
+}
+
+#[test]
+fn values_and_copies() {
+    passes("case_values");
+}
+
+#[test]
+#[ignore = "a case of values_and_copies"]
+fn case_values() {
+    let l = Library::open();
+    let copy: extern "C" fn(usize, usize, usize, c_int) -> c_int = l.call("cudaMemcpy");
+    let (_, p) = l.malloc(PAGE);
+    let (source, mut target) = ([5u8; 16], [9u8; 16]);
+    copy(p, source.as_ptr() as usize, 16, 1);
+    copy(target.as_mut_ptr() as usize, p, 16, 2);
+    assert_eq!(target, [0; 16], "device memory reads as zeros");
+    copy(
+        target.as_mut_ptr() as usize,
+        source.as_ptr() as usize,
+        16,
+        0,
+    );
+    assert_eq!(target, source, "host to host is real");
+    let mut pinned = 0;
+    assert_eq!(
+        l.call::<extern "C" fn(*mut usize, usize, u32) -> c_int>("cudaHostAlloc")(
+            &mut pinned,
+            1 << 36,
+            0
+        ),
+        0
+    );
+    copy(pinned + (1 << 35), source.as_ptr() as usize, 16, 0);
+    copy(target.as_mut_ptr() as usize, pinned + (1 << 35), 16, 0);
+    assert_eq!(
+        target, source,
+        "64 GiB of pinned memory cost what is touched"
+    );
+    assert_eq!(
+        l.call::<extern "C" fn(usize) -> c_int>("cudaFreeHost")(pinned),
+        0
+    );
+    assert_eq!(l.info().0, 89 * PAGE, "pinned memory is the host's");
+}
+
+#[test]
+fn a_crash_leaves_a_readable_report() {
+    let (out, lines) = in_process("case_crash", None);
+    assert!(!out.status.success());
+    assert_eq!(event(&lines, "peak")["allocated_bytes"], 30 * PAGE);
+    assert!(lines.iter().all(|l| l["event"] != "exit"));
+}
+
+#[test]
+#[ignore = "a case of a_crash_leaves_a_readable_report"]
+fn case_crash() {
+    let l = Library::open();
+    l.malloc(30 * PAGE);
+    // SAFETY: ends this process the hard way, which is the point.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
+#[test]
+fn no_devices_without_a_file() {
+    let run = |devices: Option<&str>| {
+        let mut c = Command::new(std::env::current_exe().unwrap());
+        c.args(["--exact", "case_none_visible", "--ignored", "--nocapture"]);
+        if let Some(d) = devices {
+            c.env("TONNAGE_NULL_DEVICE", d);
+        }
+        c.output().unwrap()
+    };
+    assert!(run(None).status.success());
+    let out = run(Some(
+        "{\"schema\":\"tonnage.null-device/9\",\"devices\":[]}",
+    ));
+    assert!(out.status.success());
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("tonnage.null-device/9"),
+        "the bad file is named"
+    );
+}
