@@ -108,6 +108,7 @@ fn main() {
         ("cufft", 16),
         ("curand", 201),
         ("nccl", 5),
+        ("cusparselt", 10),
     ] {
         let list = std::fs::read_to_string(Path::new("symbols").join(format!("{file}.txt")))
             .expect("symbols");
@@ -115,7 +116,7 @@ fn main() {
             .lines()
             .filter(|n| !written.contains(*n) && !REAL.contains(n))
         {
-            let math = !matches!(file, "cudart" | "cuda" | "nccl");
+            let math = !matches!(file, "cudart" | "cuda" | "nccl" | "cusparselt");
             if let Some((place, width, count)) = zeros.get(name) {
                 let before: String = (0..*place).map(|i| format!("_a{i} ")).collect();
                 let to = if *count == 2 {

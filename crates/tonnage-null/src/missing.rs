@@ -1,5 +1,6 @@
 //! Functions outside the null device: each call fails with its library's "not supported" and says its own name.
 
+use crate::rt_device::real;
 use crate::state::{fail, say, state};
 use crate::torch;
 use crate::types::*;
@@ -30,10 +31,11 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
         );
         explain(&message);
     }
-    if code == NOT_SUPPORTED {
-        fail(code)
-    } else {
-        code
+    match code {
+        NOT_SUPPORTED => fail(code),
+        // "Not supported" of cuDNN 9; it was 9 before.
+        3000 if real(c"cudnnBackendPopulateCudaGraph").is_none() => 9,
+        _ => code,
     }
 }
 

@@ -259,6 +259,8 @@ api! {
     }
     fn cudaGraphInstantiate(exec: Out<usize>, _graph: usize, _flags: u64) -> i32 { instantiate(&exec) }
     fn cudaGraphInstantiateWithFlags(exec: Out<usize>, _graph: usize, _flags: u64) -> i32 { instantiate(&exec) }
+    fn cudaGraphExecUpdate(_exec: usize, _graph: usize, result: Out<i32>) -> i32 { result.set(0); OK }
+    fn cudaGraphNodeGetType(_node: usize, kind: Out<i32>) -> i32 { kind.set(0); OK }
     fn cudaGraphUpload(_exec: usize, _s: usize) -> i32 { OK }
     fn cudaGraphLaunch(_exec: usize, _s: usize) -> i32 { state().launches.fetch_add(1, Relaxed); OK }
     fn cudaGraphDestroy(graph: usize) -> i32 { streams().nodes.remove(&(graph.wrapping_sub(GRAPHS) as u64)); OK }

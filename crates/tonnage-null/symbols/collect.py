@@ -9,9 +9,9 @@ import glob, os, re, subprocess, sys
 here = os.path.dirname(os.path.abspath(__file__))
 libs = {
     "cudart": "libcudart.so.*", "cublas": "libcublas*.so.*", "cudnn": "libcudnn.so.*", "cusolver": "libcusolver.so.*",
-    "cusparse": "libcusparse.so.*", "cufft": "libcufft.so.*", "curand": "libcurand.so.*", "nccl": "libnccl.so.*",
+    "cusparse": "libcusparse.so.*", "cufft": "libcufft.so.*", "curand": "libcurand.so.*", "nccl": "libnccl.so.*", "cusparselt": "libcusparseLt.so.*",
 }
-prefix = {"cudart": r"(cuda|__cuda)"}
+prefix = {"cudart": r"(cuda|__cuda)", "cusparselt": "cusparseLt"}
 
 
 def merge(name, found):

@@ -290,11 +290,10 @@ fn refusals_name_themselves() {
 fn case_refusals() {
     let l = Library::open();
     let text: extern "C" fn(c_int) -> *const c_char = l.call("cudaGetErrorString");
-    // SAFETY: the library gives zero-terminated texts that live for ever.
     let text = |e| {
-        unsafe { std::ffi::CStr::from_ptr(text(e)) }
-            .to_str()
-            .unwrap()
+        // SAFETY: the library gives zero-terminated texts that live for ever.
+        let text = unsafe { std::ffi::CStr::from_ptr(text(e)) };
+        text.to_str().unwrap()
     };
     assert_eq!(text(2), "out of memory");
     assert_eq!(
