@@ -157,6 +157,10 @@ impl Device {
         self.free_now = Some(now.free.min(now.usable));
         self
     }
+    /// What a process finds free, context not yet made.
+    pub fn left(&self) -> u64 {
+        self.free_now.unwrap_or(self.usable.expected)
+    }
     /// What is left of `total` for the allocator when context and libraries take `outside`.
     fn available(&self, total: u64, outside: u64) -> u64 {
         self.free_now.unwrap_or(total).saturating_sub(outside)

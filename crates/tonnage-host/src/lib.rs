@@ -20,6 +20,7 @@ mod name;
 pub mod process;
 pub mod publish;
 pub mod record;
+pub mod sampler;
 
 pub use env::{Env, Secret};
 pub use error::HostError;

@@ -115,6 +115,16 @@ pub enum Command {
         after_help = "Examples:\n  tonnage watch\n  tonnage watch --once --alert 0.9\n  tonnage watch --log memory.csv --interval 0.5\n  tonnage watch --prometheus 127.0.0.1:9401\n  tonnage watch --remote node7:9400\n\nExit status 4: no GPU that can be read is here."
     )]
     Watch(crate::commands::watch::WatchArgs),
+    /// A command, unchanged: its estimate before, its memory recorded, peak against prediction after
+    #[command(
+        after_help = "Examples:\n  tonnage run -- python train.py\n  tonnage run --job job.toml -- torchrun --nproc-per-node 2 train.py\n  tonnage run --read-stderr -- python train.py\n\nExit status: the command's own (128 + the signal that ended it; 127 and 126 where it could not be started)."
+    )]
+    Run(crate::commands::run::RunArgs),
+    /// What `tonnage run` has recorded
+    #[command(
+        after_help = "Examples:\n  tonnage history\n  tonnage history show 12\n  tonnage history compare 11 12\n  tonnage history export 12 --format csv\n  tonnage history record 12 >> runs.jsonl && tonnage validate runs.jsonl"
+    )]
+    History(crate::commands::history::HistoryArgs),
     /// The JSON schema of an output
     #[command(after_help = "Example:\n  tonnage schema footprint")]
     Schema(SchemaArgs),

@@ -5,8 +5,10 @@ mod commands;
 mod dry;
 mod engines;
 mod headers;
+mod here;
 mod jobs;
 mod models;
+mod observed;
 mod output;
 mod tui;
 
@@ -54,6 +56,8 @@ fn main() -> ExitCode {
         args::Command::Replay(a) => commands::replay::run(a, &out),
         args::Command::Diff(a) => commands::diff::run(a, &out),
         args::Command::Measure(a) => commands::measure::run(a, &out),
+        args::Command::Run(a) => commands::run::run(a, &out),
+        args::Command::History(a) => commands::history::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

@@ -215,10 +215,10 @@ fn cache(e: &Estimate, s: &Settings) -> Cache {
 fn verdict(a: &Serving, device: u8, card: &Device) -> Fit {
     let t = a.totals.iter().find(|t| t.device == Some(device));
     let (needed, high) = t.map_or((0, 0), |t| (t.bytes, t.high_bytes));
-    let usable = card.usable.expected;
+    let usable = card.left();
     let (outcome, why) = if needed > usable {
         (Outcome::No, "the buffers are larger than what CUDA gives")
-    } else if high > card.usable.low {
+    } else if high > card.left().min(card.usable.low) {
         (
             Outcome::Tight,
             "with the largest context and scratch of the ranges it does not fit",

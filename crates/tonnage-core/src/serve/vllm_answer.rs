@@ -112,7 +112,7 @@ pub fn resolve(config: &Value, v: &Vllm, device: &Device) -> Result<Start, CoreE
     let cc = device.gpu.compute_capability;
     let card = Card {
         total,
-        free: total.saturating_sub(context),
+        free: device.left().saturating_sub(context),
         hopper: cc.is_some_and(|c| c.major == 9),
     };
     let name = device.gpu.name.to_lowercase();
@@ -339,7 +339,7 @@ pub fn answer(start: &Start, v: &Vllm, device: &Device) -> Result<Serving, CoreE
     }
     let totals = totals(&lines);
     let needed = totals.first().map_or(0, |t| t.bytes);
-    let usable = device.usable.expected;
+    let usable = device.left();
     let (outcome, why) = match &done.pool {
         Ok(_) if needed <= usable => (
             Outcome::Fits,

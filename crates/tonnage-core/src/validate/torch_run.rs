@@ -174,6 +174,17 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
     if c.get("trainer").is_some() {
         return Err(CoreError::Unsupported("TRL trainers".into()));
     }
+    // a recording of `tonnage run`: the job as the user gave it
+    if let Some(job) = text(c, "job") {
+        let said = |bad: Vec<crate::Diagnostic>| {
+            let first = bad.first().map_or_else(String::new, |d| d.message.clone());
+            invalid("config.job", first)
+        };
+        let job = crate::import::read("config.job.toml", job).map_err(said)?;
+        let gpu = tonnage_catalog::gpu(text(c, "gpu").unwrap_or_default())
+            .map_err(|e| invalid("config.gpu", e.to_string()))?;
+        return job.spec(&gpu).map_err(said);
+    }
     let model = &c["model"];
     let family = text(model, "family").ok_or_else(|| invalid("config.model.family", "missing"))?;
     let gpu = text(c, "gpu").unwrap_or("a100-sxm4-80gb");

@@ -49,9 +49,16 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
             }
         };
     }
+    let (gpu, present) = match crate::here::asked(a.gpu.as_deref()) {
+        Ok(g) => g,
+        Err(d) => {
+            out.complain(&[d]);
+            return Status::Unavailable;
+        }
+    };
     let options = Options {
-        gpu: a.gpu.clone(),
-        present: None,
+        gpu,
+        present,
         advice: false,
         expected_only: true,
     };

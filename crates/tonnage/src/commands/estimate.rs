@@ -35,9 +35,16 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         out.print(&to_toml(&job));
         return Status::Ok;
     }
+    let (gpu, present) = match crate::here::asked(a.gpu.as_deref()) {
+        Ok(g) => g,
+        Err(d) => {
+            out.complain(&[d]);
+            return Status::Unavailable;
+        }
+    };
     let options = Options {
-        gpu: a.gpu.clone(),
-        present: None,
+        gpu,
+        present,
         advice: a.advice,
         expected_only: a.expected_only || a.explain.is_some(),
     };

@@ -10,6 +10,8 @@ pub mod fit;
 pub mod measure;
 pub mod model;
 pub mod replay;
+pub mod history;
+pub mod run;
 pub mod schema;
 pub mod serving;
 pub mod validate;

@@ -86,6 +86,11 @@ pub fn refuse(out: &Output, (d, status): Failed) -> Status {
 /// The card of that name.
 pub fn card(name: &str) -> Result<Device, Failed> {
     let bad = |code: &'static str, e: String| (Diagnostic::error(code, e), Status::BadInput);
+    if name == crate::here::AUTO {
+        let (_, now) = crate::here::asked(Some(name)).map_err(|d| (d, Status::Unavailable))?;
+        let now = now.ok_or_else(|| bad("unavailable", "no card is here".into()))?;
+        return Ok(card(&now.gpu)?.as_it_is(&now));
+    }
     let gpu = tonnage_catalog::gpu(name).map_err(|e| bad("unknown-gpu", e.to_string()))?;
     Device::of(gpu).map_err(|e| {
         (
@@ -221,8 +226,7 @@ fn device(card: &Device) -> llamacpp::Device {
                 .map_or(890, |c| u32::from(c.major) * 100 + u32::from(c.minor) * 10),
         },
         free_bytes: card
-            .usable
-            .expected
+            .left()
             .saturating_sub(card.overhead.context.expected),
     }
 }
