@@ -96,6 +96,12 @@ impl Procs {
         Some(pages * page_size())
     }
 
+    /// Whether a process was started with an entry (`NAME=value`) in its environment. Another user's cannot be read: no.
+    pub fn started_with(&self, pid: u32, entry: &str) -> bool {
+        std::fs::read(self.dir(pid).join("environ"))
+            .is_ok_and(|t| t.split(|b| *b == 0).any(|e| e == entry.as_bytes()))
+    }
+
     /// The children of a process, now.
     pub fn children(&self, pid: u32) -> Vec<u32> {
         let Ok(tasks) = std::fs::read_dir(self.dir(pid).join("task")) else {
@@ -153,6 +159,13 @@ impl Tree {
             known.insert(pid, s);
         }
         Tree { known }
+    }
+
+    /// A process that belongs to it though its parents ended before they were seen.
+    pub fn adopt(&mut self, procs: &Procs, pid: u32) {
+        if let Some(s) = procs.start(pid) {
+            self.known.insert(pid, s);
+        }
     }
 
     /// Looks again: new descendants come, those that ended go. The living ones.

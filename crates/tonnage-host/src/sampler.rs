@@ -4,6 +4,7 @@ use crate::device::{DeviceReading, Readers};
 use crate::process::{Procs, Tree};
 use crate::publish::{self, Published};
 use crate::record::{Point, RunDevice};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Samples one run.
@@ -13,6 +14,8 @@ pub struct Sampler {
     tree: Option<Tree>,
     published: Option<PathBuf>,
     keys: Vec<String>,
+    mark: Option<String>,
+    strangers: BTreeMap<u32, Option<u64>>,
     /// The framework and the last out-of-memory text that a process published.
     pub framework: Option<String>,
     pub out_of_memory: Option<String>,
@@ -29,6 +32,8 @@ impl Sampler {
             tree: None,
             published,
             keys: Vec::new(),
+            mark: None,
+            strangers: BTreeMap::new(),
             framework: None,
             out_of_memory: None,
             trouble: None,
@@ -53,8 +58,9 @@ impl Sampler {
         (runs, all)
     }
 
-    /// The run has begun.
-    pub fn follow(&mut self, pid: u32) {
+    /// The run has begun. `mark`: an entry of its environment that no other process has.
+    pub fn follow(&mut self, pid: u32, mark: &str) {
+        self.mark = Some(mark.into());
         self.tree = Some(Tree::new(&self.procs, pid));
     }
 
@@ -71,8 +77,26 @@ impl Sampler {
         }
     }
 
+    /// A process on a device whose parents ended between two samples (a daemon's way to start) is known by its environment.
+    fn find_strays(&mut self, devices: &[DeviceReading]) {
+        let (Some(tree), Some(mark)) = (&mut self.tree, &self.mark) else {
+            return;
+        };
+        let mut seen = BTreeMap::new();
+        for p in devices.iter().flat_map(|d| &d.processes) {
+            let start = self.procs.start(p.pid);
+            if self.strangers.get(&p.pid) != Some(&start) && self.procs.started_with(p.pid, mark) {
+                tree.adopt(&self.procs, p.pid);
+            }
+            seen.insert(p.pid, start);
+        }
+        self.strangers = seen;
+    }
+
     /// One sample, now.
     pub fn sample(&mut self, at_unix_ms: u64) -> Vec<Point> {
+        let devices = self.devices();
+        self.find_strays(&devices);
         let pids = match &mut self.tree {
             Some(t) => t.update(&self.procs),
             None => Vec::new(),
@@ -98,7 +122,6 @@ impl Sampler {
             }
         }
         let step = spoken.iter().filter_map(|p| p.step).max();
-        let devices = self.devices();
         let base = Point {
             at_unix_ms,
             device: -1,
@@ -123,7 +146,10 @@ impl Sampler {
                 .iter()
                 .map(|p| p.bytes)
                 .try_fold(0u64, |a, b| Some(a.saturating_add(b?)));
-            let stats: Vec<_> = spoken.iter().filter_map(|p| p.on(&d.key, d.index)).collect();
+            let stats: Vec<_> = spoken
+                .iter()
+                .filter_map(|p| p.on(&d.key, d.index))
+                .collect();
             let sum = |get: &dyn Fn(&publish::AllocatorStats) -> Option<u64>| {
                 stats
                     .iter()

@@ -53,7 +53,7 @@ pub struct DeviceSummary {
 #[derive(Clone, Debug, Serialize)]
 pub struct Growth {
     /// allocated, reserved or device
-    pub level: &'static str,
+    pub of: &'static str,
     /// step or second
     pub unit: &'static str,
     #[serde(flatten)]
@@ -139,7 +139,7 @@ fn growth(points: &[&Point], usable: Option<u64>) -> Option<Growth> {
     }
     let verdict = s.verdict();
     Some(Growth {
-        level: name,
+        of: name,
         unit: if by_step { "step" } else { "second" },
         full_in: usable.and_then(|u| verdict.until_full(u)),
         verdict,
@@ -172,7 +172,10 @@ pub fn summary(r: &Recording) -> Summary {
         }
         let (held, source) = match own {
             Some(b) => (Some(b), "processes, by the driver"),
-            None => (rise, "rise of the whole device: the driver does not tell processes"),
+            None => (
+                rise,
+                "rise of the whole device: the driver does not tell processes",
+            ),
         };
         let at_peak = points.iter().max_by_key(|p| p.own_bytes);
         let context = match (own, reserved) {
@@ -190,8 +193,18 @@ pub fn summary(r: &Recording) -> Summary {
             total_bytes: d.total_bytes,
             peak_used_bytes: used,
             least_free_bytes: points.iter().filter_map(|p| p.free_bytes).min(),
-            allocated: level(&prediction, "allocated", allocated, "published by the process"),
-            reserved: level(&prediction, "reserved", reserved, "published by the process"),
+            allocated: level(
+                &prediction,
+                "allocated",
+                allocated,
+                "published by the process",
+            ),
+            reserved: level(
+                &prediction,
+                "reserved",
+                reserved,
+                "published by the process",
+            ),
             device: level(&prediction, "device", held, source),
             context_bytes: context,
             context_predicted_bytes: match (expected("device"), expected("reserved")) {
@@ -315,7 +328,7 @@ pub fn text(s: &Summary, style: &Style) -> String {
             );
         }
         if let Some(g) = &d.growth {
-            let mut line = format!("  growth     {}: {}", g.level, g.verdict.sentence(g.unit));
+            let mut line = format!("  growth     {}: {}", g.of, g.verdict.sentence(g.unit));
             if let Some(f) = g.full_in {
                 let _ = write!(line, "; full in {f:.0} {}s", g.unit);
             }

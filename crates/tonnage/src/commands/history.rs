@@ -164,9 +164,10 @@ fn listed(all: &[RunHead], out: &Output) -> String {
         "run", "begun", "end", "samples", "peak"
     );
     for r in all {
-        let peak = r
-            .peak_own_bytes
-            .map_or_else(|| "-".into(), |b| Bytes(b).display(out.style.units).to_string());
+        let peak = r.peak_own_bytes.map_or_else(
+            || "-".into(),
+            |b| Bytes(b).display(out.style.units).to_string(),
+        );
         let mut command = r.command.join(" ");
         let room = out.style.width.saturating_sub(65).max(20);
         if command.chars().count() > room {
@@ -185,8 +186,12 @@ fn listed(all: &[RunHead], out: &Output) -> String {
 }
 
 fn compared(all: &[Summary], out: &Output) -> String {
-    let amount =
-        |b: Option<u64>| b.map_or_else(|| "-".into(), |b| Bytes(b).display(out.style.units).to_string());
+    let amount = |b: Option<u64>| {
+        b.map_or_else(
+            || "-".into(),
+            |b| Bytes(b).display(out.style.units).to_string(),
+        )
+    };
     let mut t = format!("{:18}", "run");
     for s in all {
         let _ = write!(t, "{:>16}", s.id);
@@ -195,9 +200,13 @@ fn compared(all: &[Summary], out: &Output) -> String {
     type Get = fn(&Summary) -> Option<u64>;
     let rows: [(&str, Get); 8] = [
         ("allocated", |s| s.devices.first()?.allocated.measured_bytes),
-        ("  predicted", |s| s.devices.first()?.allocated.predicted_bytes),
+        ("  predicted", |s| {
+            s.devices.first()?.allocated.predicted_bytes
+        }),
         ("reserved", |s| s.devices.first()?.reserved.measured_bytes),
-        ("  predicted", |s| s.devices.first()?.reserved.predicted_bytes),
+        ("  predicted", |s| {
+            s.devices.first()?.reserved.predicted_bytes
+        }),
         ("device", |s| s.devices.first()?.device.measured_bytes),
         ("  predicted", |s| s.devices.first()?.device.predicted_bytes),
         ("least free", |s| s.devices.first()?.least_free_bytes),
@@ -266,8 +275,7 @@ fn torch_run(r: &Recording) -> Result<Value, String> {
     let Some(d) = sum.devices.first() else {
         return Err(format!("run {id} used no device"));
     };
-    let (Some(allocated), Some(reserved)) =
-        (d.allocated.measured_bytes, d.reserved.measured_bytes)
+    let (Some(allocated), Some(reserved)) = (d.allocated.measured_bytes, d.reserved.measured_bytes)
     else {
         return Err(format!(
             "run {id}: the process did not publish its allocator's figures (docs/observe.md), and the driver's are not the allocator's"

@@ -108,6 +108,8 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
     let log = file_of_stderr();
     let mut command = Command::new(&a.command[0]);
     command.args(&a.command[1..]);
+    let mark = format!("{}.{begun}", std::process::id());
+    command.env("TONNAGE_RUN", &mark);
     if let Some(p) = &published {
         command.env("TONNAGE_PUBLISH", p);
     }
@@ -118,7 +120,11 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
         Ok(c) => c,
         Err(e) => {
             say(&format!("tonnage: {}: {e}\n", a.command[0]));
-            let code = if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+            let code = if e.kind() == std::io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            };
             if let Some((mut s, id)) = store {
                 let end = End {
                     ended_ms: now_ms(),
@@ -133,7 +139,7 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
     };
     signals.forward_to(child.id());
     let tail = child.stderr.take().map(tee);
-    sampler.follow(child.id());
+    sampler.follow(child.id(), &format!("TONNAGE_RUN={mark}"));
     let done = Arc::new(AtomicBool::new(false));
     let pid = child.id();
     let recorder = std::thread::Builder::new().name("recorder".into()).spawn({
@@ -160,7 +166,7 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
     };
     let (code, signal) = codes(status);
     let text = tail
-        .and_then(|t| t.join().ok())
+        .and_then(Tail::end)
         .or_else(|| log.and_then(|l| l.rest()));
     if let Some((sampler, store)) = kept {
         let oom = sampler
@@ -213,10 +219,7 @@ fn guard_threads() {
     }));
 }
 
-fn open(
-    begin: &Begin,
-    devices: &[record::RunDevice],
-) -> Result<(Store, i64), record::RecordError> {
+fn open(begin: &Begin, devices: &[record::RunDevice]) -> Result<(Store, i64), record::RecordError> {
     let folder = record::folder().ok_or(record::RecordError::NoFolder)?;
     let mut s = Store::open(&folder)?;
     let id = s.begin(begin, devices)?;
@@ -379,8 +382,7 @@ fn configuration(command: &[String]) -> Option<PathBuf> {
         .find(|p| {
             let ending = p.extension().and_then(|e| e.to_str());
             matches!(ending, Some("json" | "toml" | "yaml" | "yml"))
-                && p.metadata()
-                    .is_ok_and(|m| m.is_file() && m.len() < 1 << 20)
+                && p.metadata().is_ok_and(|m| m.is_file() && m.len() < 1 << 20)
         })
         .map(Path::to_path_buf)
 }
@@ -388,9 +390,10 @@ fn configuration(command: &[String]) -> Option<PathBuf> {
 /// The estimate in a few lines.
 fn announced(v: &Value, out: &Output) -> String {
     let amount = |l: &str| {
-        v["peak"][l]["expected"]
-            .as_u64()
-            .map_or_else(|| "?".into(), |b| Bytes(b).display(out.style.units).to_string())
+        v["peak"][l]["expected"].as_u64().map_or_else(
+            || "?".into(),
+            |b| Bytes(b).display(out.style.units).to_string(),
+        )
     };
     let mut t = format!(
         "tonnage: {}: peak allocated {}, reserved {}, device {}\n",
@@ -415,10 +418,7 @@ fn announced(v: &Value, out: &Output) -> String {
         };
         let free = match bytes("free_now_bytes") {
             Some(f) => format!("as it is now, {f} free"),
-            None => format!(
-                "idle, {} usable",
-                bytes("usable_bytes").unwrap_or_default()
-            ),
+            None => format!("idle, {} usable", bytes("usable_bytes").unwrap_or_default()),
         };
         t += &format!(
             "tonnage: {} ({free}): {word}, {}\n",
@@ -430,9 +430,10 @@ fn announced(v: &Value, out: &Output) -> String {
 }
 
 /// Copies the command's error output to ours and keeps its end.
-fn tee(mut from: std::process::ChildStderr) -> std::thread::JoinHandle<Vec<u8>> {
-    let shared = Arc::new(Mutex::new(VecDeque::new()));
-    std::thread::spawn(move || {
+fn tee(mut from: std::process::ChildStderr) -> Tail {
+    let kept = Arc::new(Mutex::new(VecDeque::new()));
+    let shared = Arc::clone(&kept);
+    let copier = std::thread::spawn(move || {
         let mut piece = [0u8; 16 << 10];
         let mut open = true;
         while let Ok(n) = from.read(&mut piece) {
@@ -449,11 +450,26 @@ fn tee(mut from: std::process::ChildStderr) -> std::thread::JoinHandle<Vec<u8>> 
                 t.drain(..over);
             }
         }
-        shared
-            .lock()
-            .map(|t| t.iter().copied().collect())
-            .unwrap_or_default()
-    })
+    });
+    Tail { kept, copier }
+}
+
+/// The end of the error output so far.
+struct Tail {
+    kept: Arc<Mutex<VecDeque<u8>>>,
+    copier: std::thread::JoinHandle<()>,
+}
+
+impl Tail {
+    /// When the command has ended. Something that it left behind may hold the pipe open: that is not waited for.
+    fn end(self) -> Option<Vec<u8>> {
+        let begun = Instant::now();
+        while !self.copier.is_finished() && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let t = self.kept.lock().ok()?;
+        Some(t.iter().copied().collect())
+    }
 }
 
 /// Standard error, where it is a file: it is read when the command has ended.
@@ -520,22 +536,26 @@ impl Signals {
         let shared = Arc::clone(&to);
         match SignalsInfo::<WithOrigin>::new(ours) {
             Ok(mut all) => {
-                let started = std::thread::Builder::new().name("signals".into()).spawn(move || {
-                    for origin in all.forever() {
-                        let by_terminal = matches!(origin.cause, Cause::Kernel);
-                        // the command may not be there yet
-                        let mut pid = shared.load(Ordering::Acquire);
-                        while pid == 0 {
-                            std::thread::sleep(Duration::from_millis(1));
-                            pid = shared.load(Ordering::Acquire);
+                let started = std::thread::Builder::new()
+                    .name("signals".into())
+                    .spawn(move || {
+                        for origin in all.forever() {
+                            let by_terminal = matches!(origin.cause, Cause::Kernel);
+                            // the command may not be there yet
+                            let mut pid = shared.load(Ordering::Acquire);
+                            while pid == 0 {
+                                std::thread::sleep(Duration::from_millis(1));
+                                pid = shared.load(Ordering::Acquire);
+                            }
+                            let target = i32::try_from(pid)
+                                .ok()
+                                .and_then(rustix::process::Pid::from_raw);
+                            let signal = rustix::process::Signal::from_named_raw(origin.signal);
+                            if let (false, Some(p), Some(s)) = (by_terminal, target, signal) {
+                                let _ = rustix::process::kill_process(p, s);
+                            }
                         }
-                        let target = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-                        let signal = rustix::process::Signal::from_named_raw(origin.signal);
-                        if let (false, Some(p), Some(s)) = (by_terminal, target, signal) {
-                            let _ = rustix::process::kill_process(p, s);
-                        }
-                    }
-                });
+                    });
                 if let Err(e) = started {
                     trouble(&format!("signals are not handed on: {e}"));
                 }

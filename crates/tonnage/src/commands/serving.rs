@@ -225,9 +225,7 @@ fn device(card: &Device) -> llamacpp::Device {
             compute_capability: c
                 .map_or(890, |c| u32::from(c.major) * 100 + u32::from(c.minor) * 10),
         },
-        free_bytes: card
-            .left()
-            .saturating_sub(card.overhead.context.expected),
+        free_bytes: card.left().saturating_sub(card.overhead.context.expected),
     }
 }
 
