@@ -99,6 +99,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage measure job.toml --keep job.py\n  tonnage measure --null --model gpt2 --seq-len 256 --gpu a100-sxm4-80gb --python venv/bin/python\n  tonnage measure --null groundtruth/torch-trace-dev.jsonl --id llama-tiny-plain-bf16-sdpa-mask-pad"
     )]
     Measure(Box<crate::commands::measure::MeasureArgs>),
+    /// Holds the memory numbers of a document against the simulator and against each other
+    #[command(
+        after_help = "Examples:\n  tonnage audit GUIDE.md\n  tonnage audit README.md --claims\n  tonnage audit claims.json --bindings claims.audit.toml --format md\n\nExit status: 1 where a claim fails."
+    )]
+    Audit(crate::commands::audit::AuditArgs),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),
@@ -302,6 +307,7 @@ pub struct SchemaArgs {
 /// The schemas that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SchemaName {
+    Audit,
     Explain,
     Footprint,
     Serving,

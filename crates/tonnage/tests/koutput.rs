@@ -432,3 +432,22 @@ fn k37_every_result_lists_its_assumptions_and_what_changes_them() {
     );
     assert!(t.contains("Not simulated: the rollout part of GRPO"), "{t}");
 }
+
+#[test]
+fn k34_an_audit_by_the_program() {
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/audit/guide.md");
+    let o = tonnage(&["audit", guide, "--format", "json"]);
+    assert_eq!(o.status.code(), Some(1), "a claim fails");
+    let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+    let text = include_str!("../../../docs/schema/audit-1.json");
+    let schema: Value = serde_json::from_str(text).unwrap();
+    check(&schema, &schema, &v, "");
+    assert_eq!(stdout(&tonnage(&["schema", "audit"])), text);
+    let o = tonnage(&["audit", guide]);
+    assert!(stdout(&o).lines().next().unwrap().contains("15 claims"));
+    for l in stdout(&tonnage(&["audit", guide, "--width", "80"])).lines() {
+        assert!(l.chars().count() <= 85 || l.contains("guide.md"), "{l}");
+    }
+    let o = tonnage(&["audit", "no-such-file.md"]);
+    assert_eq!(o.status.code(), Some(3));
+}

@@ -138,15 +138,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
 }
 
 fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -> Footprint {
-    let has_logits = sim.modules.iter().any(|m| {
-        ["lm_head", "embed_out", "cls"]
-            .iter()
-            .any(|h| m == h || m.ends_with(&format!(".{h}")))
-    });
-    let modules = Modules {
-        names: &sim.modules,
-        has_logits,
-    };
+    let modules = Modules::of(&sim.modules);
     let mut lines: BTreeMap<Component, (u64, u64)> = BTreeMap::new();
     let mut by_module: HashMap<String, BTreeMap<Component, u64>> = HashMap::new();
     let mut groups: HashMap<(Component, String, String, String, u64), u64> = HashMap::new();

@@ -160,7 +160,17 @@ const HEADS: [&str; 6] = [
     "vocab_projector",
 ];
 
-impl Modules<'_> {
+impl<'a> Modules<'a> {
+    /// Of a simulated model.
+    pub fn of(names: &'a [String]) -> Modules<'a> {
+        let has_logits = names.iter().any(|m| {
+            ["lm_head", "embed_out", "cls"]
+                .iter()
+                .any(|h| m == h || m.ends_with(&format!(".{h}")))
+        });
+        Modules { names, has_logits }
+    }
+
     /// The path of a module; empty for the root and for what belongs to no module.
     pub fn name(&self, module: u32) -> &str {
         self.names.get(module as usize).map_or("", String::as_str)

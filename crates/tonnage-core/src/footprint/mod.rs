@@ -4,9 +4,11 @@ pub mod advice;
 pub mod analysis;
 mod build;
 pub mod classify;
+mod peaks;
 
 pub use build::{Estimate, Options, estimate};
 pub use classify::Component;
+pub use peaks::component_peaks;
 
 use crate::doc::Diagnostic;
 use crate::job::Assumption;

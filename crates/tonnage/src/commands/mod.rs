@@ -1,5 +1,6 @@
 //! A file a verb.
 
+pub mod audit;
 pub mod catalog;
 pub mod compare;
 pub mod diff;

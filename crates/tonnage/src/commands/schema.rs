@@ -7,6 +7,7 @@ use crate::output::Output;
 pub fn run(a: &SchemaArgs, out: &Output) -> Status {
     out.print(match a.name {
         SchemaName::Explain => include_str!("../../../../docs/schema/explain-1.json"),
+        SchemaName::Audit => include_str!("../../../../docs/schema/audit-1.json"),
         SchemaName::Footprint => include_str!("../../../../docs/schema/footprint-1.json"),
         SchemaName::Serving => include_str!("../../../../docs/schema/serving-1.json"),
         SchemaName::Validate => include_str!("../../../../docs/schema/validate-1.json"),
