@@ -41,6 +41,8 @@ pub mod missing;
 #[cfg(target_os = "linux")]
 pub mod nccl;
 #[cfg(target_os = "linux")]
+pub mod neighbours;
+#[cfg(target_os = "linux")]
 pub mod nvml;
 #[cfg(target_os = "linux")]
 pub mod report;

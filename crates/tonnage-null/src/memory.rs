@@ -117,6 +117,11 @@ impl DeviceMemory {
         self.total.saturating_sub(self.others + context + self.used)
     }
 
+    /// What is held outside this process, as it is now.
+    pub fn set_others(&mut self, bytes: u64) {
+        self.others = bytes;
+    }
+
     /// The card's total.
     pub fn total(&self) -> u64 {
         self.total

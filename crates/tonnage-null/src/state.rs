@@ -1,6 +1,7 @@
 //! What one process knows: its devices, their memory, counters, the report.
 
 use crate::memory::{DeviceMemory, Refusal};
+use crate::neighbours::Neighbours;
 use crate::report::{Report, SCHEMA};
 use crate::settings::{Device, Settings};
 use crate::types::{INVALID_DEVICE, NO_DEVICE, OK, OUT_OF_MEMORY};
@@ -51,6 +52,8 @@ pub struct State {
     /// Kernels launched.
     pub launches: AtomicU64,
     started: OnceLock<()>,
+    /// Other processes of the run, where it has a directory.
+    neighbours: OnceLock<Option<Neighbours>>,
 }
 
 thread_local! {
@@ -120,6 +123,7 @@ pub fn state() -> &'static State {
             report,
             launches: AtomicU64::new(0),
             started: OnceLock::new(),
+            neighbours: OnceLock::new(),
             settings,
         }
     })
@@ -218,6 +222,11 @@ impl State {
         }
     }
 
+    fn neighbours(&self) -> Option<&Neighbours> {
+        let join = || Neighbours::join(self.settings.world_dir.as_ref()?);
+        self.neighbours.get_or_init(join).as_ref()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Memory> {
         self.memory
             .lock()
@@ -277,7 +286,13 @@ impl State {
                        "context_bytes": d.context_bytes, "free_bytes": device.free()}),
             );
         }
+        if let Some(n) = self.neighbours() {
+            device.set_others(self.devices[index].used_bytes + n.others(index));
+        }
         let out = work(device);
+        if let Some(n) = self.neighbours() {
+            n.state(index, device.used() + device.context());
+        }
         if let Some(peak) = device.peak_to_note() {
             let context = device.context();
             drop(memory);
@@ -328,8 +343,12 @@ impl State {
 
     /// Free and total bytes of a device of the file, for NVML; makes no context.
     pub fn totals(&self, index: usize) -> (u64, u64) {
-        let memory = self.lock();
-        (memory.devices[index].free(), memory.devices[index].total())
+        let mut memory = self.lock();
+        let device = &mut memory.devices[index];
+        if let Some(n) = self.neighbours() {
+            device.set_others(self.devices[index].used_bytes + n.others(index));
+        }
+        (device.free(), device.total())
     }
 
     /// Bytes of a device of the file that this process holds, context included; None without a context.

@@ -59,7 +59,7 @@ impl Library {
 }
 
 /// Runs one case of this file again, as a process of its own with devices.
-fn in_process(case: &str, visible: Option<&str>) -> (Output, Vec<serde_json::Value>) {
+fn in_process(case: &str, variables: &[(&str, &str)]) -> (Output, Vec<serde_json::Value>) {
     let report =
         std::env::temp_dir().join(format!("tonnage-null-{}-{case}.jsonl", std::process::id()));
     let _ = std::fs::remove_file(&report);
@@ -82,9 +82,7 @@ fn in_process(case: &str, visible: Option<&str>) -> (Output, Vec<serde_json::Val
     command
         .env("TONNAGE_NULL_DEVICE", devices)
         .env("TONNAGE_NULL_REPORT", &report);
-    if let Some(v) = visible {
-        command.env("CUDA_VISIBLE_DEVICES", v);
-    }
+    command.envs(variables.iter().copied());
     let out = command.output().unwrap();
     let lines = std::fs::read_to_string(&report).unwrap_or_default();
     let _ = std::fs::remove_file(&report);
@@ -98,7 +96,7 @@ fn in_process(case: &str, visible: Option<&str>) -> (Output, Vec<serde_json::Val
 }
 
 fn passes(case: &str) -> Vec<serde_json::Value> {
-    let (out, lines) = in_process(case, None);
+    let (out, lines) = in_process(case, &[]);
     assert!(
         out.status.success(),
         "{}{}",
@@ -150,13 +148,13 @@ fn case_capacity() {
 #[test]
 fn devices_are_apart() {
     passes("case_devices");
-    let (out, _) = in_process("case_one_visible", Some("1"));
+    let (out, _) = in_process("case_one_visible", &[("CUDA_VISIBLE_DEVICES", "1")]);
     assert!(
         out.status.success(),
         "{}",
         String::from_utf8_lossy(&out.stdout)
     );
-    let (out, _) = in_process("case_none_visible", Some(""));
+    let (out, _) = in_process("case_none_visible", &[("CUDA_VISIBLE_DEVICES", "")]);
     assert!(
         out.status.success(),
         "{}",
@@ -362,8 +360,49 @@ fn case_values() {
 }
 
 #[test]
+fn processes_of_a_run_share_a_device() {
+    let dir = std::env::temp_dir().join(format!("tonnage-null-{}-shared", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (out, _) = in_process(
+        "case_shared",
+        &[("TONNAGE_NULL_WORLD_DIR", dir.to_str().unwrap())],
+    );
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+#[ignore = "a case of processes_of_a_run_share_a_device"]
+fn case_shared() {
+    let l = Library::open();
+    if std::env::var_os("CHILD").is_some() {
+        // The parent's context and 20 pages, and this process's context.
+        assert_eq!(l.info().0, 60 * PAGE);
+        assert_eq!((l.malloc(61 * PAGE).0, l.malloc(30 * PAGE).0), (2, 0));
+        return;
+    }
+    l.malloc(20 * PAGE);
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", "case_shared", "--ignored"])
+        .env("CHILD", "1")
+        .env_remove("TONNAGE_NULL_REPORT");
+    let out = child.output().unwrap();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+    assert_eq!(l.info().0, 70 * PAGE, "a process that ended holds nothing");
+}
+
+#[test]
 fn a_crash_leaves_a_readable_report() {
-    let (out, lines) = in_process("case_crash", None);
+    let (out, lines) = in_process("case_crash", &[]);
     assert!(!out.status.success());
     assert_eq!(event(&lines, "peak")["allocated_bytes"], 30 * PAGE);
     assert!(lines.iter().all(|l| l["event"] != "exit"));
