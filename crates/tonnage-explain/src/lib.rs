@@ -3,7 +3,9 @@
 //! | to know | module |
 //! | --- | --- |
 //! | what an out-of-memory text says, why, and what to change | [`oom`] |
+//! | what a memory snapshot of PyTorch holds | [`snapshot`] |
 //! | whether memory grows with the steps, since when, when it is full | [`leak`] |
 
 pub mod leak;
 pub mod oom;
+pub mod snapshot;
