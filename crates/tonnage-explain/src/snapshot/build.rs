@@ -87,6 +87,7 @@ keys! {
 #[derive(Debug, Default)]
 struct Keys {
     by_text: Vec<Option<Key>>,
+    actions: Vec<Option<Action>>,
 }
 
 fn number(v: Value) -> u64 {
@@ -100,23 +101,83 @@ fn number(v: Value) -> u64 {
 }
 
 impl Builder {
+    #[inline]
     fn key(&mut self, text: u32) -> Key {
+        match self.keys.by_text.get(text as usize) {
+            Some(Some(k)) => *k,
+            _ => self.new_key(text),
+        }
+    }
+
+    #[cold]
+    fn new_key(&mut self, text: u32) -> Key {
         let i = text as usize;
-        // keys are read early, so their numbers are small
-        if i >= 4096 {
-            return key_of(self.snapshot.texts.get(text));
-        }
-        if self.keys.by_text.len() <= i {
-            self.keys.by_text.resize(i + 1, None);
-        }
-        if let Some(k) = self.keys.by_text[i] {
-            return k;
-        }
         let k = key_of(self.snapshot.texts.get(text));
-        self.keys.by_text[i] = Some(k);
+        // keys are read early, so their numbers are small
+        if i < 4096 {
+            if self.keys.by_text.len() <= i {
+                self.keys.by_text.resize(i + 1, None);
+                self.keys.actions.resize(i + 1, None);
+            }
+            self.keys.by_text[i] = Some(k);
+            self.keys.actions[i] = Some(Action::of(self.snapshot.texts.get(text)));
+        }
         k
     }
 
+    #[inline]
+    fn action(&mut self, text: u32) -> Action {
+        match self.keys.actions.get(text as usize) {
+            Some(Some(a)) => *a,
+            _ => {
+                self.new_key(text);
+                Action::of(self.snapshot.texts.get(text))
+            }
+        }
+    }
+
+    /// An event that says nothing yet.
+    pub(super) const NO_EVENT: Event = Event {
+        addr: 0,
+        size: 0,
+        time_us: 0,
+        stream: 0,
+        stack: 0,
+        action: Action::Other,
+    };
+
+    /// Is a dictionary whose first key this is an event?
+    #[inline]
+    pub(super) fn begins_event(&mut self, key: u32) -> bool {
+        self.key(key) == Key::Action
+    }
+
+    /// One entry of an event.
+    #[inline]
+    pub(super) fn event_field(&mut self, e: &mut Event, key: u32, v: Value) {
+        match self.key(key) {
+            Key::Action => {
+                if let Value::Text(t) = v {
+                    e.action = self.action(t);
+                }
+            }
+            Key::Addr | Key::DeviceFree => e.addr = number(v),
+            Key::Size => e.size = number(v),
+            Key::Stream => e.stream = number(v),
+            Key::TimeUs => e.time_us = number(v),
+            Key::Frames => e.stack = self.stack_of(v),
+            _ => {}
+        }
+    }
+
+    /// The event is complete.
+    pub(super) fn end_event(&mut self, e: Event) -> Item {
+        let id = self.snapshot.events.len() as u32;
+        self.snapshot.events.push(e);
+        Item::Event(id)
+    }
+
+    #[inline]
     fn stack_of(&self, v: Value) -> u32 {
         match v {
             Value::Item(Item::Stack(s)) => s,
@@ -157,33 +218,13 @@ impl Builder {
     }
 
     fn event(&mut self, pairs: &[(Value, Value)]) -> Item {
-        let mut e = Event {
-            addr: 0,
-            size: 0,
-            time_us: 0,
-            stream: 0,
-            stack: 0,
-            action: Action::Other,
-        };
+        let mut e = Builder::NO_EVENT;
         for (k, v) in pairs {
-            let Value::Text(t) = k else { continue };
-            match self.key(*t) {
-                Key::Action => {
-                    if let Value::Text(t) = v {
-                        e.action = Action::of(self.snapshot.texts.get(*t));
-                    }
-                }
-                Key::Addr | Key::DeviceFree => e.addr = number(*v),
-                Key::Size => e.size = number(*v),
-                Key::Stream => e.stream = number(*v),
-                Key::TimeUs => e.time_us = number(*v),
-                Key::Frames => e.stack = self.stack_of(*v),
-                _ => {}
+            if let Value::Text(t) = k {
+                self.event_field(&mut e, *t, *v);
             }
         }
-        let id = self.snapshot.events.len() as u32;
-        self.snapshot.events.push(e);
-        Item::Event(id)
+        self.end_event(e)
     }
 
     fn frame(&mut self, pairs: &[(Value, Value)]) -> Item {

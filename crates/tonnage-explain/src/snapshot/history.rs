@@ -6,6 +6,7 @@
 
 use super::{Action, Event, Snapshot, State};
 use rustc_hash::FxHashMap;
+use std::rc::Rc;
 
 const NONE: u32 = u32::MAX;
 const SMALL: u64 = 2 << 20;
@@ -46,6 +47,14 @@ struct Blk {
     fine: bool,
 }
 
+/// What was there before the first event.
+#[derive(Debug)]
+struct Initial {
+    segments: Vec<(u64, u64)>,
+    blocks: Vec<Blk>,
+    expandable: bool,
+}
+
 /// A replay.
 pub struct History<'a> {
     snapshot: &'a Snapshot,
@@ -53,6 +62,7 @@ pub struct History<'a> {
     blocks: Vec<Blk>,
     spare: Vec<u32>,
     at: FxHashMap<u64, u32>,
+    initial: Rc<Initial>,
     max_split: u64,
     /// Expandable segments: the address where a chain of pages ends, and where it begins.
     ranges: FxHashMap<u64, u64>,
@@ -93,7 +103,7 @@ fn setting(s: &Snapshot, key: &str) -> Option<u64> {
 impl<'a> History<'a> {
     /// Replays all events of a device.
     pub fn of(snapshot: &'a Snapshot, device: u32) -> History<'a> {
-        let mut h = History::start(snapshot, device);
+        let mut h = History::start(snapshot, device, Rc::new(before(snapshot, device)));
         let n = snapshot.traces.get(device as usize).map_or(0, |r| r.len()) as u64;
         h.events = n;
         let part = n.div_ceil(1500).max(1);
@@ -125,10 +135,15 @@ impl<'a> History<'a> {
         h
     }
 
-    /// What was alive after event `until`.
-    pub fn alive_at(snapshot: &Snapshot, device: u32, until: u64) -> Vec<Live> {
-        let mut h = History::start(snapshot, device);
-        for (i, e) in snapshot.trace(device).enumerate().take(until as usize + 1) {
+    /// What was alive when most was allocated.
+    pub fn alive_at_peak(&self) -> Vec<Live> {
+        let mut h = History::start(self.snapshot, self.device, self.initial.clone());
+        for (i, e) in self
+            .snapshot
+            .trace(self.device)
+            .enumerate()
+            .take(self.peak_event as usize + 1)
+        {
             h.apply(e, i as u64);
         }
         h.alive()
@@ -175,7 +190,7 @@ impl<'a> History<'a> {
             == n
     }
 
-    fn start(snapshot: &'a Snapshot, device: u32) -> History<'a> {
+    fn start(snapshot: &'a Snapshot, device: u32, initial: Rc<Initial>) -> History<'a> {
         let mut h = History {
             snapshot,
             device,
@@ -192,106 +207,108 @@ impl<'a> History<'a> {
             peak_time_us: 0,
             at_peak: Level::default(),
             end: Level::default(),
-            complete: true,
+            complete: initial.segments.is_empty() && initial.blocks.is_empty(),
             verified: false,
             odd: 0,
             timeline: Vec::new(),
             times: Vec::new(),
             ooms: Vec::new(),
             events: 0,
+            initial: initial.clone(),
         };
-        h.before();
+        h.place(&initial);
         h
     }
+}
 
-    /// Puts there what the trace's first events find.
-    fn before(&mut self) {
-        // address -> bytes, of what an event ends that no event began
-        let mut begun: FxHashMap<u64, ()> = FxHashMap::default();
-        let mut mapped: FxHashMap<u64, u64> = FxHashMap::default();
-        let mut old: Vec<(u64, u64, u32)> = Vec::new();
-        let mut old_segments: Vec<(u64, u64)> = Vec::new();
-        let mut expandable = false;
-        for e in self.snapshot.trace(self.device) {
-            match e.action {
-                Action::Alloc => {
-                    begun.insert(e.addr, ());
-                }
-                Action::FreeRequested => {
-                    if begun.remove(&e.addr).is_none() {
-                        old.push((e.addr, e.size, e.stack));
-                    }
-                }
-                Action::SegmentAlloc => {
-                    mapped.insert(e.addr, e.size);
-                }
-                Action::SegmentFree => {
-                    if mapped.remove(&e.addr).is_none() {
-                        old_segments.push((e.addr, e.size));
-                    }
-                }
-                Action::SegmentMap => {
-                    expandable = true;
-                    mapped.insert(e.addr, e.size);
-                }
-                Action::SegmentUnmap => expandable = true,
-                _ => {}
+/// What the trace's first events find.
+fn before(snapshot: &Snapshot, device: u32) -> Initial {
+    // address -> bytes, of what an event ends that no event began
+    let mut begun: FxHashMap<u64, ()> = FxHashMap::default();
+    let mut mapped: FxHashMap<u64, u64> = FxHashMap::default();
+    let mut old: Vec<(u64, u64, u32)> = Vec::new();
+    let mut old_segments: Vec<(u64, u64)> = Vec::new();
+    let mut expandable = false;
+    for e in snapshot.trace(device) {
+        match e.action {
+            Action::Alloc => {
+                begun.insert(e.addr, ());
             }
-        }
-        let mut kept: Vec<Blk> = Vec::new();
-        for s in self
-            .snapshot
-            .segments
-            .iter()
-            .filter(|s| s.device == self.device)
-        {
-            // an expandable segment is mapped by several events
-            let known = mapped.contains_key(&s.address) || (s.expandable && expandable);
-            if !known {
-                old_segments.push((s.address, s.total));
-            }
-            for b in &self.snapshot.blocks[s.blocks.clone()] {
-                if b.state == State::Allocated && !begun.contains_key(&b.address) {
-                    kept.push(Blk {
-                        addr: b.address,
-                        size: b.size,
-                        requested: b.requested,
-                        stack: b.stack,
-                        event: NONE,
-                        prev: NONE,
-                        next: NONE,
-                        live: true,
-                        free: false,
-                        fine: s.small || s.expandable,
-                    });
+            Action::FreeRequested => {
+                if begun.remove(&e.addr).is_none() {
+                    old.push((e.addr, e.size, e.stack));
                 }
             }
+            Action::SegmentAlloc => {
+                mapped.insert(e.addr, e.size);
+            }
+            Action::SegmentFree => {
+                if mapped.remove(&e.addr).is_none() {
+                    old_segments.push((e.addr, e.size));
+                }
+            }
+            Action::SegmentMap => {
+                expandable = true;
+                mapped.insert(e.addr, e.size);
+            }
+            Action::SegmentUnmap => expandable = true,
+            _ => {}
         }
-        self.complete = old.is_empty() && old_segments.is_empty() && kept.is_empty();
-        if self.complete {
-            return;
+    }
+    let mut kept: Vec<Blk> = Vec::new();
+    for s in snapshot.segments.iter().filter(|s| s.device == device) {
+        // an expandable segment is mapped by several events
+        let known = mapped.contains_key(&s.address) || (s.expandable && expandable);
+        if !known {
+            old_segments.push((s.address, s.total));
         }
-        for (addr, size) in &old_segments {
-            self.map(*addr, *size, *size == SMALL || expandable);
+        for b in &snapshot.blocks[s.blocks.clone()] {
+            if b.state == State::Allocated && !begun.contains_key(&b.address) {
+                kept.push(Blk {
+                    addr: b.address,
+                    size: b.size,
+                    requested: b.requested,
+                    stack: b.stack,
+                    event: NONE,
+                    prev: NONE,
+                    next: NONE,
+                    live: true,
+                    free: false,
+                    fine: s.small || s.expandable,
+                });
+            }
         }
-        kept.extend(old.iter().map(|(addr, size, stack)| Blk {
-            addr: *addr,
-            size: size.div_ceil(512).max(1) * 512,
-            requested: *size,
-            stack: *stack,
-            event: NONE,
-            prev: NONE,
-            next: NONE,
-            live: true,
-            free: false,
-            fine: false,
-        }));
-        kept.sort_by_key(|b| b.addr);
-        kept.dedup_by_key(|b| b.addr);
+    }
+    kept.extend(old.iter().map(|(addr, size, stack)| Blk {
+        addr: *addr,
+        size: size.div_ceil(512).max(1).saturating_mul(512),
+        requested: *size,
+        stack: *stack,
+        event: NONE,
+        prev: NONE,
+        next: NONE,
+        live: true,
+        free: false,
+        fine: false,
+    }));
+    kept.sort_by_key(|b| b.addr);
+    kept.dedup_by_key(|b| b.addr);
+    old_segments.sort_unstable();
+    Initial {
+        segments: old_segments,
+        blocks: kept,
+        expandable,
+    }
+}
+
+impl History<'_> {
+    fn place(&mut self, initial: &Initial) {
+        let segments = &initial.segments;
+        for (addr, size) in segments {
+            self.map(*addr, *size, *size == SMALL || initial.expandable);
+        }
         // cut them out of the segments' free blocks
-        let mut segments = old_segments;
-        segments.sort_unstable();
-        for b in kept {
+        for b in &initial.blocks {
             let i = segments.partition_point(|s| s.0 <= b.addr);
             let inside = i
                 .checked_sub(1)

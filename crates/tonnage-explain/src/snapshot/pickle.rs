@@ -154,6 +154,8 @@ struct Machine<R> {
     objects: Chunked<Item>,
     /// By number; objects below `TEXT`, texts below `OTHER`, else an index of `others`.
     memo: Chunked<u32>,
+    /// The first of them as they are: keys and words of events are remembered early.
+    quick: [V; 256],
     sparse: FxHashMap<u32, V>,
     others: Vec<V>,
     /// The first value of the last tuple.
@@ -244,6 +246,19 @@ impl<R: Read> Machine<R> {
         if (self.stack.len() - at) % 2 == 1 {
             return self.bad("a key without a value");
         }
+        // an event, which most dictionaries are, needs no list of pairs
+        if let Some(V::Text(t)) = self.stack.get(at)
+            && self.builder.begins_event(*t)
+            && let Some(o) = self.objects.get(i)
+            && *o == Item::EmptyDict
+        {
+            let item = self.event(at);
+            self.stack.truncate(at);
+            if let Some(o) = self.objects.get_mut(i) {
+                *o = item;
+            }
+            return Ok(());
+        }
         let mut pairs = std::mem::take(&mut self.pairs);
         pairs.clear();
         pairs.extend(
@@ -264,6 +279,21 @@ impl<R: Read> Machine<R> {
         Ok(())
     }
 
+    fn event(&mut self, at: usize) -> Item {
+        let mut e = Builder::NO_EVENT;
+        for c in self.stack[at..].chunks_exact(2) {
+            let V::Text(k) = c[0] else { continue };
+            let v = match c[1] {
+                V::Int(n) => Value::Int(n),
+                V::Text(t) => Value::Text(t),
+                V::Obj(_) => self.value(c[1]),
+                other => self.value(other),
+            };
+            self.builder.event_field(&mut e, k, v);
+        }
+        self.builder.end_event(e)
+    }
+
     fn put(&mut self, index: u32) -> Result<(), SnapshotError> {
         let Some(v) = self.stack.last().copied() else {
             return self.bad("nothing to remember");
@@ -276,6 +306,9 @@ impl<R: Read> Machine<R> {
                 OTHER + (self.others.len() as u32 - 1).min(u32::MAX - OTHER)
             }
         };
+        if let Some(q) = self.quick.get_mut(index as usize) {
+            *q = v;
+        }
         if index as usize == self.memo.len() {
             self.memo.push(code);
         } else if let Some(m) = self.memo.get_mut(index as usize) {
@@ -383,7 +416,11 @@ impl<R: Read> Machine<R> {
                 // the frequent ones first
                 b'h' => {
                     let i = self.input.byte()?;
-                    self.get(u32::from(i))?;
+                    if usize::from(i) >= self.memo.len() {
+                        self.get(u32::from(i))?;
+                    } else {
+                        self.stack.push(self.quick[usize::from(i)]);
+                    }
                 }
                 b'j' => {
                     let i = self.input.u32()?;
@@ -582,6 +619,7 @@ pub fn read<R: Read>(from: R, limits: Limits) -> Result<Snapshot, SnapshotError>
         marks: Vec::new(),
         objects: Chunked::default(),
         memo: Chunked::default(),
+        quick: [V::None; 256],
         sparse: FxHashMap::default(),
         others: Vec::new(),
         first: V::None,

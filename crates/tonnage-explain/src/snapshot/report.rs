@@ -286,7 +286,7 @@ impl Report {
             .map(|device| {
                 let h = History::of(s, device);
                 let alive = if h.events > 0 {
-                    History::alive_at(s, device, h.peak_event)
+                    h.alive_at_peak()
                 } else {
                     listed(s, device)
                 };
