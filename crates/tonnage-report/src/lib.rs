@@ -6,6 +6,8 @@ pub mod json;
 pub mod markdown;
 pub mod oom;
 pub mod serving;
+pub mod snapshot;
+pub mod snapshot_html;
 pub mod style;
 pub mod svg;
 pub mod table;
