@@ -208,8 +208,11 @@ impl Frames {
     }
 }
 
-const HEADS: [&str; 6] = [
+const HEADS: [&str; 9] = [
     "lm_head",
+    "head",
+    "fc_out",
+    "output_projection",
     "embed_out",
     "cls",
     "score",

@@ -386,8 +386,9 @@ fn verdict(t: &Trace, device: &Device, peak: Figures) -> Verdict {
         None if t.header.retries > 0 => (
             Outcome::Tight,
             format!(
-                "it runs after cached blocks are given back {} times, which costs time",
-                t.header.retries
+                "it runs after cached blocks are given back {} time{}, which costs time",
+                t.header.retries,
+                if t.header.retries == 1 { "" } else { "s" }
             ),
         ),
         None if peak.reserved > worst => (

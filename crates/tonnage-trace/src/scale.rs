@@ -1,6 +1,7 @@
 //! A trace for a batch or a length that was not run, out of two or three that were. Where the recordings are the same events with other
 //! sizes, every request is continued on its own (a line through two runs, a parabola through three) and the whole is run through the
-//! allocator: its rounding and its cache are then real, not scaled. Where they are not, it is refused: totals alone would be a guess.
+//! allocator: its rounding and its cache are then real, not scaled. Where they are not (kernels choose other ways of reduction at other
+//! sizes, so that temporaries come and go), only the totals are continued, and that is said.
 
 use crate::again;
 use crate::trace::{Event, Figures, Trace};
@@ -9,7 +10,9 @@ use tonnage_sim::alloc::AllocatorConfig;
 /// A scaled trace and what is known about its error.
 #[derive(Clone, Debug)]
 pub struct Scaled {
-    pub trace: Trace,
+    /// The events; absent where only totals could be continued, with the reason in `parted`.
+    pub trace: Option<Trace>,
+    pub parted: Option<ScaleError>,
     pub peak: Figures,
     /// With three recordings: the middle one as the line through the others has it, less what was recorded; by request sizes that do
     /// not fit a line, the error of a line.
@@ -34,7 +37,7 @@ pub enum ScaleError {
     #[error("two recordings have the same value {0}")]
     Same(u64),
     #[error(
-        "the recordings with {0} and {1} are not the same events with other sizes: they part at event {2} ({3}); a total scaled without them would be a guess. Record at values on the same side of the change"
+        "the recordings with {0} and {1} are not the same events with other sizes: they part at event {2} ({3})"
     )]
     Different(u64, u64, usize, String),
     #[error("at {0} a request would have fewer than no bytes")]
@@ -142,30 +145,8 @@ pub fn scale(
     if let Some(w) = runs.windows(2).find(|w| w[0].0 == w[1].0) {
         return Err(ScaleError::Same(w[0].0));
     }
-    let first = work(runs[0].1);
-    for (v, t) in &runs[1..] {
-        let other = work(t);
-        let (a, b) = (runs[0].0, *v);
-        let part = first
-            .iter()
-            .zip(&other)
-            .position(|((_, e), (_, f))| kind(runs[0].1, e) != kind(t, f));
-        let at =
-            part.or_else(|| (first.len() != other.len()).then(|| first.len().min(other.len())));
-        if let Some(k) = at {
-            let place = first
-                .get(k)
-                .map(|(_, e)| match e {
-                    Event::Alloc { place, .. } | Event::Free { place, .. } => {
-                        let p = &runs[0].1.places[*place as usize];
-                        format!("{} of step {} {}", p.phase, p.step, p.module)
-                    }
-                    _ => String::new(),
-                })
-                .unwrap_or_else(|| "one ends there".into());
-            let index = first.get(k).map_or(first.len(), |x| x.0);
-            return Err(ScaleError::Different(a, b, index, place.trim().into()));
-        }
+    if let Err(e) = same_events(&runs) {
+        return totals(&runs, x, config, e);
     }
     let trace = continued(&runs, x)?;
     let run = again::replay(&trace, config, None);
@@ -196,8 +177,88 @@ pub fn scale(
         None
     };
     Ok(Scaled {
-        trace,
+        trace: Some(trace),
+        parted: None,
         peak: run.peak,
+        check,
+    })
+}
+
+fn same_events(runs: &[(u64, &Trace)]) -> Result<(), ScaleError> {
+    let first = work(runs[0].1);
+    for (v, t) in &runs[1..] {
+        let other = work(t);
+        let (a, b) = (runs[0].0, *v);
+        let part = first
+            .iter()
+            .zip(&other)
+            .position(|((_, e), (_, f))| kind(runs[0].1, e) != kind(t, f));
+        let at =
+            part.or_else(|| (first.len() != other.len()).then(|| first.len().min(other.len())));
+        if let Some(k) = at {
+            let place = first
+                .get(k)
+                .map(|(_, e)| match e {
+                    Event::Alloc { place, .. } | Event::Free { place, .. } => {
+                        let p = &runs[0].1.places[*place as usize];
+                        format!("{} of step {} {}", p.phase, p.step, p.module)
+                    }
+                    _ => String::new(),
+                })
+                .unwrap_or_else(|| "one ends there".into());
+            let index = first.get(k).map_or(first.len(), |x| x.0);
+            return Err(ScaleError::Different(a, b, index, place.trim().into()));
+        }
+    }
+    Ok(())
+}
+
+/// Peaks continued as totals: the line through the two nearest recordings, or where three are not on a line the parabola.
+fn totals(
+    runs: &[(u64, &Trace)],
+    x: u64,
+    config: &AllocatorConfig,
+    parted: ScaleError,
+) -> Result<Scaled, ScaleError> {
+    let peaks: Vec<(u64, Figures)> = runs
+        .iter()
+        .map(|(v, t)| (*v, again::replay(t, config, None).peak))
+        .collect();
+    let at = |points: &[(u64, Figures)], x: u64| -> Result<Figures, ScaleError> {
+        let one = |get: fn(&Figures) -> u64| {
+            let p: Vec<(u64, u64)> = points.iter().map(|(v, f)| (*v, get(f))).collect();
+            through(&p, x).ok_or(ScaleError::Negative(x))
+        };
+        Ok(Figures {
+            allocated: one(|f| f.allocated)?,
+            reserved: one(|f| f.reserved)?,
+            requested: one(|f| f.requested)?,
+        })
+    };
+    let mut points = peaks.clone();
+    let mut check = None;
+    if let [first, middle, last] = peaks[..] {
+        let by_line = at(&[first, last], middle.0)?;
+        let off = by_line.requested.abs_diff(middle.1.requested);
+        check = Some(Check {
+            at: middle.0,
+            by_line,
+            recorded: middle.1,
+            bent: usize::from(off * 100 > middle.1.requested),
+        });
+        if off * 100 <= middle.1.requested {
+            // the two on the side of what is asked for
+            points = if x >= middle.0 {
+                vec![middle, last]
+            } else {
+                vec![first, middle]
+            };
+        }
+    }
+    Ok(Scaled {
+        trace: None,
+        parted: Some(parted),
+        peak: at(&points, x)?,
         check,
     })
 }

@@ -295,7 +295,9 @@ def _root(module):
         _tag_model(module)
 
 
-def _leave(module, args, kwargs, output):
+def _leave(module, args, *rest):
+    # (kwargs, output); only (output) where the module raised
+    kwargs = rest[0] if len(rest) == 2 else {}
     if S.torch.compiler.is_compiling() or not S.started:
         return
     if S.stack:
@@ -342,6 +344,7 @@ def _before_step(optimizer, args, kwargs):
     if not any(r() is optimizer for r in S.optimizers):
         S.optimizers.append(weakref.ref(optimizer))
     _tag_gradients(optimizer)
+    S.mb = 0
     S.phase = "optimizer"
     _say()
 

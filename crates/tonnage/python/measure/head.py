@@ -58,7 +58,7 @@ def figures(phases, model, extra):
         for k in ("allocated", "reserved"):
             d["peak_" + k] = max(d.get("peak_" + k, 0), r["peak_" + k])
     return dict(
-        param_count=sum(p.numel() for p in model.parameters()),
+        param_count=extra["param_count"],
         trainable_count=sum(p.numel() for p in model.parameters() if p.requires_grad),
         param_bytes=extra["param_bytes"],
         buffer_bytes=extra["buffer_bytes"],

@@ -13,7 +13,7 @@ use tonnage_core::Diagnostic;
 use tonnage_core::footprint::{Component, Footprint};
 use tonnage_core::job::DEFAULT_GPU;
 use tonnage_core::verdict::{Device, Outcome};
-use tonnage_report::{csv, json as as_json, markdown, svg, text};
+use tonnage_report::{csv, json as as_json, markdown, oom, svg, text};
 use tonnage_sim::alloc::{AllocatorConfig, format_size};
 use tonnage_trace::{Trace, again, footprint, scale};
 use tonnage_units::Bytes;
@@ -242,11 +242,20 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
     if !footprints.is_empty() {
         out.print(&shown(a.format, &footprints, out));
     }
+    for (_, done) in &results {
+        // what the script died of, as `explain` tells it
+        if done.log.decisive().is_some() && a.format == Format::Text {
+            out.print("\n");
+            out.print(&oom::log(&done.log, &out.style));
+        }
+    }
     if let Some(x) = a.scale_to {
         match scaled(&results, x, &device) {
             Ok((f, words)) => {
-                let s = shown(a.format, &[(format!("scaled to {x}"), f)], out);
-                out.print(&s);
+                out.print("\n");
+                if let Some(f) = f {
+                    out.print(&shown(a.format, &[(format!("scaled to {x}"), f)], out));
+                }
                 if a.format == Format::Text {
                     out.print(&format!("\n{words}\n"));
                 }
@@ -450,7 +459,7 @@ fn scaled(
     results: &[(String, Done)],
     x: u64,
     device: &Device,
-) -> Result<(Footprint, String), String> {
+) -> Result<(Option<Footprint>, String), String> {
     let mut runs: Vec<(u64, &Trace)> = Vec::new();
     for (label, d) in results {
         let v = label
@@ -472,20 +481,32 @@ fn scaled(
     let config = AllocatorConfig::parse(&runs.first().map_or("", |r| r.1.header.settings.as_str()))
         .unwrap_or_default();
     let s = scale::scale(&runs, x, &config).map_err(|e| e.to_string())?;
-    let f = footprint::footprint(&s.trace, device);
-    Ok((f, scale_words(&s)))
+    let f = s.trace.as_ref().map(|t| footprint::footprint(t, device));
+    Ok((f, format!("At {x}: {}", scale_words(&s))))
 }
 
-/// How far a scaled trace can be trusted.
+/// What a scaled trace says, and how far it can be trusted.
 pub fn scale_words(s: &scale::Scaled) -> String {
-    match &s.check {
-        None => "Error: not known with two recordings (requests are continued in a straight line); a third checks it.".into(),
+    let mut t = format!(
+        "{} allocated, {} reserved. ",
+        format_size(s.peak.allocated),
+        format_size(s.peak.reserved)
+    );
+    if let Some(why) = &s.parted {
+        t.push_str(&format!(
+            "Only the totals are continued, because {why}; recordings at larger values often are the same events. "
+        ));
+    }
+    t.push_str(&match &s.check {
+        None => "Error: not known with two recordings; a third checks it.".into(),
         Some(c) => {
             let pct = |a: u64, b: u64| 100.0 * (a as f64 - b as f64) / (b as f64).max(1.0);
-            let bent = if c.bent == 0 {
-                "every request is on a straight line".to_string()
-            } else {
-                format!("{} requests are not on a straight line and are continued as parabolas", c.bent)
+            let bent = match (c.bent, &s.parted) {
+                (0, _) => "everything is continued in a straight line".to_string(),
+                (n, None) => {
+                    format!("{n} requests are not on a straight line and are continued as parabolas")
+                }
+                _ => "the totals are continued as a parabola".into(),
             };
             format!(
                 "Error: the recording at {} predicted from the other two is {} allocated ({:+.3} %) and {} reserved ({:+.3} %); {bent}.",
@@ -496,5 +517,6 @@ pub fn scale_words(s: &scale::Scaled) -> String {
                 pct(c.by_line.reserved, c.recorded.reserved)
             )
         }
-    }
+    });
+    t
 }

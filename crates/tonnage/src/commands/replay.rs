@@ -136,7 +136,18 @@ fn answer(a: &ReplayArgs, out: &Output) -> Result<Status, (Diagnostic, Status)> 
             let s = scale::scale(&runs, x, &config)
                 .map_err(|e| bad(Diagnostic::error("cannot-scale", e.to_string())))?;
             words = Some(scale_words(&s));
-            s.trace
+            match s.trace {
+                Some(t) => t,
+                None => {
+                    // there is nothing to replay: the totals are the answer
+                    let text = format!("At {x}: {}\n", words.unwrap_or_default());
+                    out.print(&match a.format {
+                        ListFormat::Text => text,
+                        ListFormat::Json => as_json::pretty(&json!({"schema": "tonnage.replay/1", "peak": s.peak, "scaled": text.trim()})),
+                    });
+                    return Ok(Status::Ok);
+                }
+            }
         }
         None if loaded.len() > 1 => {
             return Err(usage(

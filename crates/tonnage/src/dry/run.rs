@@ -1,10 +1,13 @@
 //! One dry run: the environment, the process, what it left.
 
 use super::{null, python, recording};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tonnage_core::Diagnostic;
 use tonnage_core::verdict::Device;
+use tonnage_explain::oom::Scanner;
+use tonnage_explain::oom::log::Log;
 use tonnage_trace::Trace;
 
 const FILES: [(&str, &str); 3] = [
@@ -46,6 +49,8 @@ pub struct Done {
     pub report: null::Report,
     pub bad: Vec<Diagnostic>,
     pub seconds: f64,
+    /// What the script's standard error says went wrong.
+    pub log: Log,
 }
 
 /// Is this a machine for it?
@@ -156,9 +161,23 @@ pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
         c.stdout(Stdio::from(std::io::stderr()));
     }
     let started = std::time::Instant::now();
-    let status = c
-        .status()
+    c.stderr(Stdio::piped());
+    let mut child = c
+        .spawn()
         .map_err(|e| Diagnostic::error("no-command", format!("{}: {e}", plan.command[0])))?;
+    // what the script says of its end is passed on, and read for an out-of-memory text
+    let mut scanner = Scanner::default();
+    if let Some(mut from) = child.stderr.take() {
+        let mut piece = vec![0; 1 << 16];
+        while let Ok(n) = from.read(&mut piece) {
+            if n == 0 {
+                break;
+            }
+            let _ = std::io::stderr().write_all(&piece[..n]);
+            scanner.feed(&piece[..n]);
+        }
+    }
+    let status = child.wait().map_err(io)?;
     let seconds = started.elapsed().as_secs_f64();
     #[cfg(unix)]
     let code = {
@@ -182,5 +201,6 @@ pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
         report: null::report(&report),
         bad,
         seconds,
+        log: Log::of("the script", &scanner.finish()),
     })
 }

@@ -274,6 +274,8 @@ pub fn script(id: &str, config: &Value) -> Result<String, String> {
         }
         line("place(model)");
     }
+    line("# packed weights count as they are stored; adapters are counted apart");
+    line("extra[\"param_count\"] = sum(p.numel() for p in model.parameters())");
     if let Some(l) = config.get("peft") {
         line("from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training");
         line("");
