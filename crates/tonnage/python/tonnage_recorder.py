@@ -167,12 +167,17 @@ def _start():
 
     C._cuda_emptyCache = empty
     m = torch.nn.modules.module
-    m.register_module_forward_pre_hook(_enter)
-    m.register_module_forward_hook(_leave, with_kwargs=True, always_call=True)
+    m.register_module_forward_pre_hook(_quiet(_enter))
+    for how in (dict(with_kwargs=True, always_call=True), dict(always_call=True), {}):
+        try:
+            m.register_module_forward_hook(_quiet(_leave), **how)
+            break
+        except TypeError:  # older versions know less
+            continue
     o = sys.modules["torch.optim.optimizer"]
     if hasattr(o, "register_optimizer_step_pre_hook"):
-        o.register_optimizer_step_pre_hook(_before_step)
-        o.register_optimizer_step_post_hook(_after_step)
+        o.register_optimizer_step_pre_hook(_quiet(_before_step))
+        o.register_optimizer_step_post_hook(_quiet(_after_step))
     _wrap_backward(torch)
     if hasattr(C, "_cuda_attach_out_of_memory_observer"):
         C._cuda_attach_out_of_memory_observer(_out_of_memory)
@@ -199,6 +204,25 @@ def _note_peaks():
 
 
 # ---------------------------------------------------------------------------------------------------------- where we are
+def _compiling():
+    c = getattr(S.torch, "compiler", None)
+    return c is not None and hasattr(c, "is_compiling") and c.is_compiling()
+
+
+def _quiet(hook):
+    """A hook that fails is noted once and never reaches the script."""
+
+    def run(*args):
+        try:
+            hook(*args)
+        except Exception as e:
+            note = f"the recorder's {hook.__name__} failed: {e!r}"
+            if note not in S.notes:
+                S.notes.append(note)
+
+    return run
+
+
 def _say(module=""):
     if not S.marks_ok:
         return
@@ -266,7 +290,7 @@ def _generate_call():
 
 
 def _enter(module, args):
-    if S.torch.compiler.is_compiling() or not S.started:
+    if _compiling() or not S.started:
         return
     if not S.stack and S.phase != "backward":
         if module not in S.names and _has_parameters(module):
@@ -298,7 +322,7 @@ def _root(module):
 def _leave(module, args, *rest):
     # (kwargs, output); only (output) where the module raised
     kwargs = rest[0] if len(rest) == 2 else {}
-    if S.torch.compiler.is_compiling() or not S.started:
+    if _compiling() or not S.started:
         return
     if S.stack:
         S.stack.pop()
@@ -318,7 +342,7 @@ def _wrap_backward(torch):
     plain = A._engine_run_backward
 
     def _engine_run_backward(t_outputs, *args, **kwargs):
-        if S.phase == "backward" or not S.started or torch.compiler.is_compiling():
+        if S.phase == "backward" or not S.started or _compiling():
             return plain(t_outputs, *args, **kwargs)
         S.phase, S.where = "backward", _user_line()
         _say()
@@ -336,7 +360,7 @@ def _wrap_backward(torch):
 
 
 def _before_step(optimizer, args, kwargs):
-    if not S.started or S.torch.compiler.is_compiling():
+    if not S.started or _compiling():
         return
     S.opt_depth += 1
     if S.opt_depth > 1:
@@ -350,7 +374,7 @@ def _before_step(optimizer, args, kwargs):
 
 
 def _after_step(optimizer, args, kwargs):
-    if not S.started or S.torch.compiler.is_compiling():
+    if not S.started or _compiling():
         return
     S.opt_depth = max(0, S.opt_depth - 1)
     if S.opt_depth:
