@@ -2,6 +2,8 @@
 would send. Only `tonnage dry-run --world N --rank R` uses it."""
 import datetime
 
+_kept = []
+
 
 def install(torch):
     try:
@@ -67,8 +69,8 @@ def install(torch):
         import os
 
         world = int(os.environ["WORLD_SIZE"])
-        yield Lone(world), int(os.environ["RANK"]), world
+        # C++ keeps only its half of a Python store
+        _kept.append(Lone(world))
+        yield _kept[-1], int(os.environ["RANK"]), world
 
     c10d.rendezvous = rendezvous
-    # PrefixStore and the process group call a Python store through the trampoline; this keeps them alive
-    c10d._tonnage_store = Lone

@@ -523,7 +523,7 @@ def _terminated(number, frame):
 
 
 def _now_and_then():
-    wait = 10.0
+    wait = float(os.environ.get("TONNAGE_RECORD_EVERY", "10"))
     while S.started and os.getpid() == S.pid:
         time.sleep(wait)
         t = time.time()

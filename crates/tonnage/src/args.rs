@@ -76,7 +76,7 @@ pub enum Command {
     Fit(FitArgs),
     /// Your own script without a GPU: the real framework and allocator on a null device
     #[command(
-        after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-sxm5-80gb -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
+        after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-pcie -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
     )]
     DryRun(Box<crate::commands::dry_run::DryRunArgs>),
     /// What an out-of-memory log or a memory snapshot means, and what to change
