@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub const LARGEST: usize = 1 << 20;
 const FROM_HOST_LIVES: u64 = 256;
 const FROM_COLLECTIVE_LIVES: u64 = 4096;
-const MOST: usize = 2048;
+/// Entries kept, and bytes in them.
+const MOST: usize = 512;
+const MOST_BYTES: usize = 32 << 20;
 
 /// Where a collective's output comes from.
 #[derive(Clone)]
@@ -55,8 +57,13 @@ fn put(at: usize, len: usize, value: Option<Value>, collective: bool) {
     let Some(value) = value.filter(|_| len > 0 && len <= LARGEST) else {
         return;
     };
-    if list.len() >= MOST {
-        list.drain(..MOST / 2);
+    if list.len() >= MOST || list.iter().map(|e| e.len).sum::<usize>() + len > MOST_BYTES {
+        let now = now();
+        list.retain(|e| fresh(e, now));
+        let half = list.len().div_ceil(2);
+        if list.len() >= MOST || list.iter().map(|e| e.len).sum::<usize>() + len > MOST_BYTES {
+            list.drain(..half);
+        }
     }
     list.push(Entry {
         at,

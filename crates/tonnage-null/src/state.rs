@@ -8,6 +8,7 @@ use crate::types::{INVALID_DEVICE, NO_DEVICE, OK, OUT_OF_MEMORY};
 use serde_json::json;
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -131,7 +132,8 @@ pub fn state() -> &'static State {
 
 /// A sentence for the user.
 pub fn say(text: &str) {
-    eprintln!("tonnage: {text}");
+    // A closed standard error must not end the program, as eprintln! would.
+    let _ = writeln!(std::io::stderr(), "tonnage: {text}");
 }
 
 /// Remembers an error for `cudaGetLastError` and hands it on.
@@ -253,6 +255,15 @@ impl State {
                     .iter()
                     .map(|&i| self.devices[i].name.as_str())
                     .collect();
+                let names: Vec<String> = (names.chunk_by(|a, b| a == b))
+                    .map(|c| {
+                        if c.len() == 1 {
+                            c[0].to_string()
+                        } else {
+                            format!("{} x {}", c.len(), c[0])
+                        }
+                    })
+                    .collect();
                 say(&format!(
                     "null CUDA device, not a GPU: {} (kernels do nothing, values are zeros)",
                     names.join(", ")
@@ -274,7 +285,8 @@ impl State {
         let mut memory = self.lock();
         let device = &mut memory.devices[index];
         if !device.has_range() {
-            let (base, len) = reserve_range().ok_or_else(|| fail(OUT_OF_MEMORY))?;
+            let (base, len) =
+                reserve_range(self.devices.len()).ok_or_else(|| fail(OUT_OF_MEMORY))?;
             device.set_range(base, len);
         }
         if device.make_context() {
@@ -431,9 +443,11 @@ impl State {
     }
 }
 
-/// Addresses for one device that nothing can read or write: 8 TiB, or less where the process may not have as much.
-fn reserve_range() -> Option<(u64, u64)> {
-    (36..=43).rev().find_map(|bits| {
+/// Addresses for one device that nothing can read or write: half of what a process has, shared among the devices, at
+/// most 16 TiB; less where the process may not have as much.
+fn reserve_range(devices: usize) -> Option<(u64, u64)> {
+    let most = (1u64 << 46) / devices.max(1).next_power_of_two() as u64;
+    (36..=most.ilog2().min(44)).rev().find_map(|bits| {
         let len = 1usize << bits;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: asks for fresh addresses, touching no existing mapping.
