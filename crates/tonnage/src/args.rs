@@ -104,6 +104,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage audit GUIDE.md\n  tonnage audit README.md --claims\n  tonnage audit claims.json --bindings claims.audit.toml --format md\n\nExit status: 1 where a claim fails."
     )]
     Audit(crate::commands::audit::AuditArgs),
+    /// The best settings of a job on a card, and the shortest list of changes that makes it fit
+    #[command(
+        after_help = "Examples:\n  tonnage plan examples/deepseek-qlora.toml --gpu rtx-3070\n  tonnage plan --model meta-llama/Llama-2-7b-hf --seq-len 2048 --gpu rtx-4090 --allow adapter,quant\n  tonnage plan job.toml --gpu a100-sxm4-80gb --objective cost --tokens 1e9 --format md\n\nCtrl-C ends the search with the best so far."
+    )]
+    Plan(Box<crate::commands::plan::PlanArgs>),
     /// Scores predictions on recorded runs
     #[command(after_help = "Example:\n  tonnage validate groundtruth/torch-trace-dev.jsonl")]
     Validate(ValidateArgs),
@@ -310,6 +315,7 @@ pub enum SchemaName {
     Audit,
     Explain,
     Footprint,
+    Plan,
     Serving,
     Validate,
 }

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         args::Command::Fit(a) => commands::fit::run(a, &out),
         args::Command::Explain(a) => commands::explain::run(a, &out),
         args::Command::Audit(a) => commands::audit::run(a, &out),
+        args::Command::Plan(a) => commands::plan::run(a, &out),
         args::Command::Validate(a) => commands::validate::run(a, &out),
         args::Command::Models(a) => commands::catalog::models(a, &out),
         args::Command::Gpus(a) => commands::catalog::gpus(a, &out),

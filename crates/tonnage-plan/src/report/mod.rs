@@ -1,1 +1,3 @@
 //! What this crate answers, as text, Markdown and JSON.
+
+pub mod plan;

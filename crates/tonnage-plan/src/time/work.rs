@@ -174,7 +174,11 @@ pub fn step_work(spec: &Spec) -> Result<StepWork, CoreError> {
     let mut short = spec.clone();
     short.steps = 2;
     short.accumulation = 1;
-    let sim = simulate_counted(&short)?;
+    Ok(work_of(&simulate_counted(&short)?, spec, 1))
+}
+
+/// The work of a step of `spec`, where `sim` is a counted run of it with `accumulation` micro-batches a step.
+pub fn work_of(sim: &Simulated, spec: &Spec, accumulation: u32) -> StepWork {
     let causal = if BOTH_WAYS.contains(&spec.model_type.as_str()) || spec.seq == 0 {
         1.0
     } else {
@@ -193,7 +197,7 @@ pub fn step_work(spec: &Spec) -> Result<StepWork, CoreError> {
         let mut from_to: Vec<_> = all.collect();
         from_to.sort_unstable();
         from_to.iter().fold(PassWork::default(), |mut a, (f, t)| {
-            let w = between(&sim, causal, *f, *t);
+            let w = between(sim, causal, *f, *t);
             for (name, flops) in w.products {
                 match a.products.iter_mut().find(|p| p.0 == name) {
                     Some(p) => p.1 += flops,
@@ -219,9 +223,10 @@ pub fn step_work(spec: &Spec) -> Result<StepWork, CoreError> {
         Work::Train => {
             let backward = marks.iter().filter(|m| m.phase == Phase::Backward);
             let last = backward.map(|m| m.step).max().unwrap_or(0);
-            out.pass = sum(&[Phase::Forward, Phase::Backward], Some(last));
+            let all = sum(&[Phase::Forward, Phase::Backward], Some(last));
+            out.pass = all.times(1.0 / f64::from(accumulation.max(1)));
             out.passes = u64::from(spec.accumulation.max(1));
-            out.optimizer_bytes = optimizer_bytes(&sim, spec);
+            out.optimizer_bytes = optimizer_bytes(sim, spec);
         }
         Work::Forward => out.pass = sum(&[Phase::Forward], None),
         Work::Generate(g) => {
@@ -233,7 +238,7 @@ pub fn step_work(spec: &Spec) -> Result<StepWork, CoreError> {
             out.token = Some(decode.times(1.0 / steps));
         }
     }
-    Ok(out)
+    out
 }
 
 /// Reads and writes of one optimizer step: weights and states both ways, gradients once; for mixed precision the fp32 weights.
@@ -261,4 +266,39 @@ fn optimizer_bytes(sim: &Simulated, spec: &Spec) -> f64 {
         _ => 4,
     };
     (3 * sim.trainable_count * weight + 2 * states) as f64
+}
+
+impl StepWork {
+    /// The straight line through `self` (at 0) and `other` (at 1), at `x`. Exact where the work is affine in what differs, as it is in
+    /// batch and in identical layers.
+    pub fn towards(&self, other: &StepWork, x: f64) -> StepWork {
+        let pass = |a: &PassWork, b: &PassWork| {
+            let f = |p: f64, q: f64| (p + (q - p) * x).max(0.0);
+            PassWork {
+                products: a
+                    .products
+                    .iter()
+                    .map(|(name, p)| {
+                        let q = b.products.iter().find(|o| o.0 == *name).map_or(*p, |o| o.1);
+                        (name.clone(), f(*p, q))
+                    })
+                    .collect(),
+                product_bytes: f(a.product_bytes, b.product_bytes),
+                attention_flops: f(a.attention_flops, b.attention_flops),
+                pointwise_bytes: f(a.pointwise_bytes, b.pointwise_bytes),
+                unpack_bytes: f(a.unpack_bytes, b.unpack_bytes),
+                kernels: f(a.kernels as f64, b.kernels as f64).round() as u64,
+            }
+        };
+        StepWork {
+            pass: pass(&self.pass, &other.pass),
+            token: match (&self.token, &other.token) {
+                (Some(a), Some(b)) => Some(pass(a, b)),
+                _ => None,
+            },
+            optimizer_bytes: self.optimizer_bytes
+                + (other.optimizer_bytes - self.optimizer_bytes) * x,
+            ..self.clone()
+        }
+    }
 }

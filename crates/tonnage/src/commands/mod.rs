@@ -11,6 +11,7 @@ pub mod fit;
 pub mod history;
 pub mod measure;
 pub mod model;
+pub mod plan;
 pub mod replay;
 pub mod run;
 pub mod schema;

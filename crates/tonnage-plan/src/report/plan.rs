@@ -1,0 +1,320 @@
+//! A plan as text and Markdown.
+
+use crate::plan::{Plan, Point};
+use crate::time::Span;
+use std::fmt::Write;
+use tonnage_report::Style;
+use tonnage_report::style::Paint;
+use tonnage_units::{ByteDelta, Bytes};
+
+fn bytes(n: u64, s: &Style) -> String {
+    Bytes(n).display(s.units).to_string()
+}
+
+fn delta(n: i64, s: &Style) -> String {
+    ByteDelta(i128::from(n)).display(s.units).to_string()
+}
+
+/// Three significant digits.
+fn number(x: f64) -> String {
+    let digits = if x >= 100.0 || x <= 0.0 {
+        0
+    } else if x >= 10.0 {
+        1
+    } else if x >= 1.0 {
+        2
+    } else {
+        (2.0 - x.log10().floor()).clamp(0.0, 9.0) as usize
+    };
+    format!("{x:.digits$}")
+}
+
+fn range(s: Span) -> String {
+    format!(
+        "{} ({} to {})",
+        number(s.expected),
+        number(s.low),
+        number(s.high)
+    )
+}
+
+fn known(p: &Point) -> bool {
+    !p.time.parts.is_empty()
+}
+
+fn split(p: &Point) -> String {
+    format!("{} x {}", p.micro_batch_size, p.gradient_accumulation_steps)
+}
+
+/// The table's columns: batch, verdict, reserved, margin, speed, dollars a million tokens.
+fn columns(p: &Point, s: &Style) -> [String; 6] {
+    [
+        split(p),
+        p.outcome.to_string(),
+        bytes(p.peak_reserved_bytes, s),
+        delta(p.margin_bytes, s),
+        if known(p) {
+            number(p.time.tokens_per_s.expected)
+        } else {
+            "?".into()
+        },
+        p.cost.as_ref().map_or("-".into(), |c| {
+            format!("${}", number(c.usd_per_million_tokens.expected))
+        }),
+    ]
+}
+
+const HEADS: [&str; 6] = [
+    "batch",
+    "verdict",
+    "reserved",
+    "left",
+    "tokens/s",
+    "per M tokens",
+];
+
+/// The points that are shown, with their names.
+fn points(p: &Plan) -> Vec<(String, &Point)> {
+    let mut all = vec![("yours".to_string(), &p.yours)];
+    all.extend(p.recommended.as_ref().map(|r| ("recommended".into(), r)));
+    all.extend(p.next.as_ref().map(|n| ("next step".into(), n)));
+    let others = p.front.iter().filter(|f| {
+        f.changes != p.yours.changes
+            && p.recommended
+                .as_ref()
+                .is_none_or(|r| r.changes != f.changes)
+    });
+    all.extend(others.map(|f| ("front".into(), f)));
+    all
+}
+
+fn what(p: &Point) -> String {
+    if p.changes.is_empty() {
+        "as it is".into()
+    } else {
+        p.changes.join("; ")
+    }
+}
+
+fn answer(p: &Plan) -> String {
+    match &p.recommended {
+        Some(r) if r.changes.is_empty() => format!(
+            "{} on {}: keep the settings, nothing that is allowed is better",
+            p.job, p.gpu_name
+        ),
+        Some(r) => format!("{} on {}: {}", p.job, p.gpu_name, what(r)),
+        None => format!("{} on {}: nothing that is allowed fits", p.job, p.gpu_name),
+    }
+}
+
+fn sums(p: &Plan) -> String {
+    let q = &p.searched;
+    format!(
+        "{} settings ranked, {} ruled out by a lower bound of their bytes, {} cannot be simulated, {} simulated in full{}",
+        q.candidates,
+        q.ruled_out,
+        q.unsupported,
+        q.simulated,
+        if q.interrupted {
+            "; stopped early: the best so far"
+        } else {
+            ""
+        }
+    )
+}
+
+fn money(p: &Plan) -> Vec<String> {
+    let mut out = Vec::new();
+    let Some(r) = p.recommended.as_ref().or(Some(&p.yours)) else {
+        return out;
+    };
+    if known(r) {
+        out.push(format!(
+            "speed of {}: {} tokens/s, a step {} s",
+            if p.fits() {
+                "the recommended settings"
+            } else {
+                "your settings, did they fit"
+            },
+            range(r.time.tokens_per_s),
+            range(r.time.seconds)
+        ));
+        out.push(format!("range: {}", r.time.range_from));
+    }
+    if let Some(c) = &r.cost {
+        let o = &c.offer;
+        let dated = if o.date.is_empty() {
+            o.source.clone()
+        } else {
+            format!("{}, {}, {}", o.region, o.date, o.source)
+        };
+        out.push(format!(
+            "price: {} at ${} an hour{} ({dated}): ${} a million tokens",
+            o.what,
+            number(o.usd_per_hour),
+            if o.gpus > 1 {
+                format!(" for {} cards, all paid, one used", o.gpus)
+            } else {
+                String::new()
+            },
+            range(c.usd_per_million_tokens)
+        ));
+        if let Some(t) = c.total {
+            out.push(format!(
+                "{} tokens: {} hours, ${}",
+                number(t.tokens),
+                range(t.hours),
+                range(t.usd)
+            ));
+        }
+    } else {
+        out.push(format!(
+            "no dated price of {} is known: give --price",
+            p.gpu
+        ));
+    }
+    out
+}
+
+/// As text.
+pub fn text(p: &Plan, s: &Style) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}", s.paint(Paint::Bold, &answer(p)));
+    let keeps = if p.kept_free_bytes > 0 {
+        format!(", {} kept free", bytes(p.kept_free_bytes, s))
+    } else {
+        String::new()
+    };
+    let _ = writeln!(
+        out,
+        "{} for the allocator in the worst case{keeps}; {}; effective batch {}\n",
+        bytes(p.available_bytes, s),
+        p.objective,
+        p.effective_batch
+    );
+    let rows: Vec<(String, [String; 6], String)> = points(p)
+        .into_iter()
+        .map(|(name, q)| (name, columns(q, s), what(q)))
+        .collect();
+    let mut wide = HEADS.map(str::len);
+    for (_, r, _) in &rows {
+        for (w, c) in wide.iter_mut().zip(r) {
+            *w = (*w).max(c.len());
+        }
+    }
+    let line = |name: &str, cells: [&str; 6], last: &str| {
+        let mut l = format!("{name:<12}");
+        for (w, c) in wide.iter().zip(cells) {
+            let _ = write!(l, " {c:>w$}");
+        }
+        format!("{l}  {last}").trim_end().to_string()
+    };
+    let _ = writeln!(out, "{}", s.paint(Paint::Dim, &line("", HEADS, "changes")));
+    for (name, r, w) in &rows {
+        let cells = [&r[0], &r[1], &r[2], &r[3], &r[4], &r[5]].map(String::as_str);
+        let _ = writeln!(out, "{}", line(name, cells, w));
+    }
+    if !p.changes.is_empty() {
+        let title = if p.yours.fits() {
+            "From your settings to the recommended ones, in this order"
+        } else {
+            "The shortest list of changes that makes it fit, in this order"
+        };
+        let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, title));
+        for (i, c) in p.changes.iter().enumerate() {
+            let verb = if c.saves_bytes >= 0 { "saves" } else { "takes" };
+            let time = if known(&p.yours) {
+                format!(", time {:+.1} %", c.costs_pct)
+            } else {
+                String::new()
+            };
+            let _ = writeln!(
+                out,
+                "  {}. {}: {verb} {}{time}; then: {}{}",
+                i + 1,
+                c.edit,
+                bytes(c.saves_bytes.unsigned_abs(), s),
+                c.outcome,
+                if c.keeps_effective_batch {
+                    ""
+                } else {
+                    "; another effective batch"
+                }
+            );
+            let _ = writeln!(out, "     {}    ({})", c.flags, c.remark);
+        }
+    }
+    if !p.no_effect.is_empty() {
+        let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, "No effect"));
+        for n in &p.no_effect {
+            let _ = writeln!(
+                out,
+                "  - {}: {} ({} by simulation)",
+                n.edit,
+                n.why,
+                delta(n.saves_bytes, s)
+            );
+        }
+    }
+    if !p.if_allowed.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nWith everything allowed (--allow {}) it fits: {}",
+            crate::plan::Allow::ALL.map(|a| a.name()).join(","),
+            p.if_allowed.join("; ")
+        );
+    }
+    let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, "Time and money"));
+    for l in money(p).iter().chain(&p.notes) {
+        let _ = writeln!(out, "  - {l}");
+    }
+    let _ = writeln!(out, "  - {}", sums(p));
+    if s.ascii {
+        out.replace('\u{2212}', "-")
+    } else {
+        out
+    }
+}
+
+/// As Markdown.
+pub fn markdown(p: &Plan, s: &Style) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "## {}\n", answer(p));
+    let _ = writeln!(out, "| | {} | changes |", HEADS.join(" | "));
+    let _ = writeln!(out, "|---|{}---|", "---:|".repeat(HEADS.len()));
+    for (name, q) in points(p) {
+        let _ = writeln!(
+            out,
+            "| {name} | {} | {} |",
+            columns(q, s).join(" | "),
+            what(q)
+        );
+    }
+    if !p.changes.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n| # | change | flags | saves | time | then |\n|---:|---|---|---:|---:|---|"
+        );
+        for (i, c) in p.changes.iter().enumerate() {
+            let _ = writeln!(
+                out,
+                "| {} | {} | `{}` | {} | {:+.1} % | {} |",
+                i + 1,
+                c.edit,
+                c.flags,
+                delta(c.saves_bytes, s),
+                c.costs_pct,
+                c.outcome
+            );
+        }
+    }
+    for n in &p.no_effect {
+        let _ = writeln!(out, "\nNo effect: {} ({}).", n.edit, n.why);
+    }
+    out.push('\n');
+    for l in money(p).iter().chain(&p.notes) {
+        let _ = writeln!(out, "- {l}");
+    }
+    let _ = writeln!(out, "- {}", sums(p));
+    out
+}
