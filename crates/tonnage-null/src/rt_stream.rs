@@ -65,7 +65,7 @@ pub fn queued(stream: usize) {
 pub fn queued_somewhere() {
     if CAPTURES.load(Relaxed) != 0 {
         let mut all = streams();
-        let active: Vec<u64> = all.capturing.values().copied().collect();
+        let active: std::collections::HashSet<u64> = all.capturing.values().copied().collect();
         active
             .into_iter()
             .for_each(|c| *all.nodes.entry(c).or_default() += 1);
