@@ -114,6 +114,8 @@ pub fn resolve(config: &Value, v: &Vllm, device: &Device) -> Result<Start, CoreE
         total,
         free: device.left().saturating_sub(context),
         hopper: cc.is_some_and(|c| c.major == 9),
+        fp8: cc.is_some_and(|c| (c.major, c.minor) >= (8, 9)),
+        multiprocessors: device.gpu.sm_count.unwrap_or(0).into(),
     };
     let name = device.gpu.name.to_lowercase();
     let gb10 = cc.is_some_and(|c| (c.major, c.minor) == (12, 1));

@@ -58,6 +58,12 @@ fn card(r: &Value) -> Card {
         total: r["total_memory"].as_u64().unwrap_or(0),
         free: r["init_free_memory"].as_u64().unwrap_or(0),
         hopper: gpu.starts_with('h'),
+        fp8: !gpu.starts_with('a'),
+        multiprocessors: tonnage_catalog::gpu(gpu)
+            .ok()
+            .and_then(|g| g.sm_count)
+            .unwrap_or(0)
+            .into(),
     }
 }
 

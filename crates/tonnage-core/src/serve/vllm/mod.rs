@@ -3,9 +3,12 @@
 //! `config.json -> Model -> layers' caches -> groups -> Pool`, with the bytes that remain after weights and the profile run.
 
 mod device;
+mod experts;
+mod families;
 pub mod kv;
 pub mod model;
 mod profile;
+mod runner;
 mod startup;
 mod weights;
 

@@ -3,7 +3,7 @@
 
 use super::kv::{Cache, Layer};
 use crate::error::CoreError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Architectures whose cache is planned; `Family::runs` says for which the start-up run is simulated too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,11 @@ pub struct Moe {
     pub top_k: u64,
     /// Width of one expert.
     pub width: u64,
+    /// Width of all shared experts together; 0: none.
+    pub shared: u64,
+    /// The first layers that are dense, and of the others only each `step`-th is a mixture.
+    pub dense: u64,
+    pub step: u64,
 }
 
 /// How linear layers keep their weights. Embeddings, the head and routers stay in 16 bits.
@@ -55,6 +60,10 @@ pub enum Weights {
     },
     /// fp8 made while loading: one scale for a tensor, activations quantised for each token.
     Fp8,
+    /// fp8 with one fp32 scale for each square of 128 by 128; activations quantised by rows of 128.
+    BlockFp8,
+    /// Experts in mxfp4 (gpt-oss); the rest stays in 16 bits.
+    Mxfp4,
 }
 
 /// Multi-head latent attention.
@@ -62,6 +71,11 @@ pub enum Weights {
 pub struct Latent {
     pub kv_lora_rank: u64,
     pub rope: u64,
+    /// Rank of the query's latent; none: the query is projected at once.
+    pub q_lora_rank: Option<u64>,
+    /// Widths of a head: the part without rotation, and the value.
+    pub nope: u64,
+    pub value: u64,
 }
 
 /// A state-space mixer.
@@ -263,7 +277,13 @@ fn build(family: Family, c: &Value, whole: &Value) -> Result<Model, CoreError> {
                     group,
                     zeros: true,
                 }),
-                Some("fp8") if q.get("weight_block_size").is_none() => Ok(Weights::Fp8),
+                Some("fp8") if q.get("weight_block_size").is_none_or(Value::is_null) => {
+                    Ok(Weights::Fp8)
+                }
+                Some("fp8") if q.get("weight_block_size") == Some(&json!([128, 128])) => {
+                    Ok(Weights::BlockFp8)
+                }
+                Some("mxfp4") if family == GptOss => Ok(Weights::Mxfp4),
                 other => Err(format!(
                     "{} weights as configured",
                     other.unwrap_or("quantised")
@@ -295,7 +315,26 @@ fn build(family: Family, c: &Value, whole: &Value) -> Result<Model, CoreError> {
         config: c.clone(),
     };
     kinds(&mut m, c)?;
+    m.rope_positions = rope_positions(&m);
     Ok(m)
+}
+
+/// Positions of the RoPE table (`rotary_embedding/{deepseek_scaling_rope,yarn_scaling_rope,linear_scaling_rope}.py`): YaRN stretches the
+/// original length, linear scaling the maximum.
+fn rope_positions(m: &Model) -> u64 {
+    let scaling = m.field("rope_scaling");
+    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
+    let factor = scaling["factor"]
+        .as_f64()
+        .filter(|f| (1.0..=1e6).contains(f));
+    let original = scaling["original_max_position_embeddings"].as_u64();
+    match (kind, factor) {
+        (Some("yarn"), Some(f)) => {
+            (original.unwrap_or(m.max_position).min(LIMIT) as f64 * f) as u64
+        }
+        (Some("linear"), Some(f)) => (m.max_position as f64 * f) as u64,
+        _ => m.max_position,
+    }
 }
 
 /// Experts, latents, states and which layers see everything.
@@ -347,6 +386,13 @@ fn kinds(m: &mut Model, c: &Value) -> Result<(), CoreError> {
         m.latent = Some(Latent {
             kv_lora_rank: need(c, &["kv_lora_rank"])?,
             rope: need(c, &["qk_rope_head_dim"])?,
+            // the configuration class's default where the key is absent; null means none
+            q_lora_rank: match c.get("q_lora_rank") {
+                None => Some(1536),
+                Some(_) => number(c, &["q_lora_rank"])?.filter(|r| *r > 0),
+            },
+            nope: number(c, &["qk_nope_head_dim"])?.unwrap_or(128),
+            value: number(c, &["v_head_dim"])?.unwrap_or(128),
         });
     }
     let experts = number(c, &["num_local_experts", "num_experts", "n_routed_experts"])?;
@@ -355,6 +401,22 @@ fn kinds(m: &mut Model, c: &Value) -> Result<(), CoreError> {
             experts,
             top_k: number(c, &["num_experts_per_tok", "top_k_experts"])?.unwrap_or(1),
             width: number(c, &["moe_intermediate_size"])?.unwrap_or(m.intermediate),
+            shared: match m.family {
+                DeepSeek => {
+                    number(c, &["n_shared_experts"])?.unwrap_or(0)
+                        * number(c, &["moe_intermediate_size"])?.unwrap_or(0)
+                }
+                Llama4 => m.intermediate,
+                NemotronH => number(c, &["moe_shared_expert_intermediate_size"])?.unwrap_or(0),
+                _ => 0,
+            },
+            dense: number(c, &["first_k_dense_replace"])?.unwrap_or(0),
+            step: match m.family {
+                Llama4 => number(c, &["interleave_moe_layer_step"])?.unwrap_or(1),
+                DeepSeek => number(c, &["moe_layer_freq"])?.unwrap_or(1),
+                _ => 1,
+            }
+            .max(1),
         });
     }
     match m.family {
@@ -484,16 +546,76 @@ impl Model {
     pub fn runs(&self) -> Result<(), CoreError> {
         use Family::*;
         let no = |what: String| Err(CoreError::Unsupported(what));
-        match (&self.weights, self.moe) {
-            (Err(why), _) => return no(format!("vLLM's start-up with {why}")),
-            (Ok(Weights::Half), _) | (_, None) => {}
-            _ => return no("vLLM's start-up with quantised experts".into()),
+        match &self.weights {
+            Err(why) => return no(format!("vLLM's start-up with {why}")),
+            Ok(Weights::Half) => {}
+            Ok(w) => {
+                let known = match w {
+                    Weights::Mxfp4 => self.family == GptOss,
+                    _ => {
+                        matches!(
+                            self.family,
+                            Llama
+                                | Phi3
+                                | Qwen2
+                                | Qwen3
+                                | Qwen3Moe
+                                | Mixtral
+                                | Gemma2
+                                | Granite
+                                | Cohere
+                                | Falcon
+                                | StableLm
+                                | Gpt2
+                                | Opt
+                                | Bloom
+                        ) || *w == Weights::BlockFp8 && matches!(self.family, DeepSeek | MiniMaxM2)
+                    }
+                };
+                if !known {
+                    return no(format!(
+                        "vLLM's start-up of {:?} models with {w:?} weights",
+                        self.family
+                    ));
+                }
+            }
         }
         match self.family {
-            Llama | Phi3 | Qwen2 | Qwen3 | Gemma2 | Granite | Cohere | Gpt2 | Opt | Bloom
-            | Mixtral | Qwen3Moe | Falcon | StableLm | Mamba => Ok(()),
-            f => no(format!("vLLM's start-up of {f:?} models")),
+            GptOss if self.weights == Ok(Weights::Half) => {
+                no("vLLM's start-up of gpt-oss with 16-bit experts".into())
+            }
+            Gemma4
+                if self.moe.is_none()
+                    || self.field("hidden_size_per_layer_input").as_u64() > Some(0)
+                    || self.field("num_kv_shared_layers").as_u64() > Some(0) =>
+            {
+                no("vLLM's start-up of Gemma 4 without experts".into())
+            }
+            MiniMaxM2 if self.weights != Ok(Weights::BlockFp8) => {
+                no("vLLM's start-up of MiniMax-M2 other than in block-wise fp8".into())
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Whether layer `i` is a mixture of experts.
+    pub fn sparse(&self, i: u64) -> bool {
+        self.moe
+            .is_some_and(|e| i >= e.dense && (i + 1).is_multiple_of(e.step))
+    }
+
+    /// One rank's widths of query and keys, and the size of a head, in a global or a windowed layer.
+    pub fn heads_of(&self, full: bool, tp: u64) -> (u64, u64, u64) {
+        let (head, kv) = match self.global_heads {
+            Some(h) if full => h,
+            _ => (self.head_dim, self.kv_heads),
+        };
+        (self.heads / tp * head, (kv / tp).max(1) * head, head)
+    }
+
+    /// A whole number of the configuration.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.field(name).as_u64().filter(|n| *n <= LIMIT)
     }
 }
 

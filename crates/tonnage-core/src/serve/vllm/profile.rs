@@ -3,13 +3,34 @@
 
 use super::device::{Device, Tensor};
 use super::model::{Family, Model, Weights};
+use super::runner;
 use super::weights::widths;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Tensors that a first forward leaves behind.
 #[derive(Default)]
 pub(super) struct Left {
     held: RefCell<Vec<Tensor>>,
+    /// The workspace that layers share; it only grows.
+    pub workspace: RefCell<Option<Tensor>>,
+    /// An fp32 RoPE table until its first use, then the one in 16 bits.
+    pub table: RefCell<Option<Tensor>>,
+    matched: Cell<bool>,
+    /// Whether a Marlin kernel ran, and whether cuBLAS got its second workspace after that.
+    marlin: Cell<bool>,
+    cublas: Cell<bool>,
+}
+
+impl Left {
+    /// `_match_cos_sin_cache_dtype`: the first use makes the table in the model's type.
+    pub fn match_table(&self, d: &Device) {
+        let mut table = self.table.borrow_mut();
+        if let Some(wide) = table.as_ref().filter(|_| !self.matched.get()) {
+            let narrow = d.tensor(wide.bytes / 2);
+            *table = Some(narrow);
+            self.matched.set(true);
+        }
+    }
 }
 
 pub(super) struct Profile<'a> {
@@ -20,23 +41,71 @@ pub(super) struct Profile<'a> {
     pub tokens: u64,
     /// Requests of the sampler's pass.
     pub requests: u64,
+    pub max_requests: u64,
+    pub max_model_len: u64,
+    pub block_size: u64,
+    pub hopper: bool,
+    /// fp8 arithmetic.
+    pub fp8: bool,
+    pub multiprocessors: u64,
     pub left: &'a Left,
 }
 
 impl Profile<'_> {
     /// A 16-bit activation of `width` elements a token.
-    fn t(&self, width: u64) -> Tensor {
+    pub(super) fn t(&self, width: u64) -> Tensor {
         self.device.tensor(2 * self.tokens * width)
     }
 
-    /// A linear layer's output; with fp8 weights its input is quantised first, with a scale for each token.
-    fn linear(&self, width: u64, input: u64) -> Tensor {
-        let quantised = (self.m.weights == Ok(Weights::Fp8)).then(|| {
-            (
-                self.device.tensor(self.tokens * input),
-                self.device.tensor(4 * self.tokens),
-            )
-        });
+    /// A 16-bit product. After a Marlin kernel the first one makes cuBLAS take a second workspace, where there is one rank.
+    pub(super) fn half(&self, width: u64) -> Tensor {
+        let y = self.t(width);
+        self.second_workspace();
+        y
+    }
+
+    fn second_workspace(&self) {
+        let left = self.left;
+        if left.marlin.get() && !left.cublas.get() && self.tp == 1 {
+            left.cublas.set(true);
+            left.held.borrow_mut().push(self.device.tensor(8_519_680));
+        }
+    }
+
+    /// Marlin's locks stay from its first kernel on (`get_marlin_workspace`).
+    pub(super) fn marlin(&self) {
+        if !self.left.marlin.replace(true) {
+            self.left
+                .held
+                .borrow_mut()
+                .push(self.device.tensor(16 * self.multiprocessors));
+        }
+    }
+
+    /// A linear layer's output. fp8 quantises its input first, with a scale for each token or for each 128 columns; Marlin sums in fp32
+    /// tiles of 64 by 256 for each multiprocessor.
+    pub(super) fn linear(&self, width: u64, input: u64) -> Tensor {
+        let marlin = match &self.m.weights {
+            Ok(Weights::Packed { .. }) => !self.hopper,
+            Ok(Weights::Fp8 | Weights::BlockFp8) => !self.fp8,
+            _ => false,
+        };
+        if marlin {
+            self.marlin();
+            let y = self.t(width);
+            drop(self.device.tensor(self.multiprocessors * 65_536));
+            return y;
+        }
+        let t = self.tokens;
+        let quantised = match &self.m.weights {
+            Ok(Weights::Fp8) => Some((self.device.tensor(t * input), self.device.tensor(4 * t))),
+            Ok(Weights::BlockFp8) => Some((
+                self.device.tensor(t * input),
+                self.device.tensor(4 * t * input.div_ceil(128)),
+            )),
+            Ok(Weights::Packed { .. }) => None,
+            _ => return self.half(width),
+        };
         let y = self.t(width);
         drop(quantised);
         y
@@ -49,7 +118,7 @@ impl Profile<'_> {
         self.reduce(part)
     }
 
-    fn reduce(&self, part: Tensor) -> Tensor {
+    pub(super) fn reduce(&self, part: Tensor) -> Tensor {
         if self.tp == 1 {
             return part;
         }
@@ -60,15 +129,21 @@ impl Profile<'_> {
 
     /// Forward, then sampler; the peak shows on the device.
     pub fn run(&self) {
+        let (d, n) = (self.device, self.requests);
+        let batch = runner::dummy(d, n);
         let hidden = self.forward();
-        // 1 MiB that stays from the first forward on, after its peak
-        self.left
-            .held
-            .borrow_mut()
-            .push(self.device.tensor(1 << 20));
-        let sampled = self.device.tensor(2 * self.requests * self.m.hidden);
-        self.sampler();
-        drop((sampled, hidden));
+        let index = d.tensor(8 * n);
+        let sampled = d.tensor(2 * n * self.m.hidden);
+        drop((index, batch));
+        let padded = self.m.vocab.next_multiple_of(64);
+        let mut logits = d.tensor(2 * n * padded / self.tp);
+        self.second_workspace();
+        if self.tp > 1 {
+            logits = d.tensor(2 * n * padded);
+        }
+        let cache = runner::sampler(d, n, self.m.vocab);
+        self.left.held.borrow_mut().push(cache);
+        drop((logits, sampled, hidden));
     }
 
     fn forward(&self) -> Tensor {
@@ -76,10 +151,15 @@ impl Profile<'_> {
         let h = self.m.hidden;
         let mut hidden = self.reduce(self.t(h));
         match self.m.family {
-            Llama | Phi3 | Qwen2 | Qwen3 | Qwen3Moe | Mixtral | Gemma2 => {
+            Llama | Phi3 | Qwen2 | Qwen3 | Qwen3Moe | Mixtral | Gemma2 | Gemma3 | DeepSeek
+            | Llama4 | GptOss | MiniMaxM2 => {
+                if matches!(self.m.family, Gemma2 | Gemma3) {
+                    // times the normaliser
+                    hidden = self.normed(hidden);
+                }
                 let mut residual: Option<Tensor> = None;
-                for _ in 0..self.m.layers {
-                    (hidden, residual) = self.fused(hidden, residual);
+                for i in 0..self.m.layers {
+                    (hidden, residual) = self.fused(i, hidden, residual);
                 }
                 drop(residual);
             }
@@ -133,13 +213,47 @@ impl Profile<'_> {
                 }
                 drop(residual);
             }
-            _ => {}
+            Gemma4 => {
+                hidden = self.normed(hidden);
+                for i in 0..self.m.layers {
+                    hidden = self.gemma4(i, hidden);
+                }
+                hidden = self.normed(hidden);
+            }
+            NemotronH => {
+                let pattern = self.m.field("hybrid_override_pattern").as_str();
+                let mut residual = None;
+                for kind in pattern.unwrap_or("").chars() {
+                    (hidden, residual) = self.hybrid(kind, hidden, residual);
+                }
+                drop(residual);
+            }
+            GptNeox | SmolLm3 => {
+                let angles = self.angles();
+                // transformers' model keeps the embeddings
+                let mut embeds = None;
+                for i in 0..self.m.layers {
+                    let input = if i == 0 {
+                        embeds = Some(hidden);
+                        None
+                    } else {
+                        Some(hidden)
+                    };
+                    hidden = if self.m.family == GptNeox {
+                        self.neox(input)
+                    } else {
+                        self.smollm3(i, input)
+                    };
+                }
+                hidden = self.normed(hidden);
+                drop((embeds, angles));
+            }
         }
         hidden
     }
 
     /// `x = norm(x)`.
-    fn normed(&self, x: Tensor) -> Tensor {
+    pub(super) fn normed(&self, x: Tensor) -> Tensor {
         let y = self.t(self.m.hidden);
         drop(x);
         y
@@ -147,9 +261,9 @@ impl Profile<'_> {
 
     /// A layer whose norms take the residual along. The model's loop still holds the layer's input, and where the sum is a new
     /// tensor (Gemma) the old residual too, while the layer runs.
-    fn fused(&self, input: Tensor, residual: Option<Tensor>) -> (Tensor, Option<Tensor>) {
+    fn fused(&self, i: u64, input: Tensor, residual: Option<Tensor>) -> (Tensor, Option<Tensor>) {
         let h = self.m.hidden;
-        let gemma = self.m.family == Family::Gemma2;
+        let gemma = matches!(self.m.family, Family::Gemma2 | Family::Gemma3);
         // both norms of Gemma return new tensors (`ir.ops.fused_add_rms_norm`), the others write into theirs
         let add = |x: Tensor, r: Tensor| {
             if gemma {
@@ -163,7 +277,13 @@ impl Profile<'_> {
             None => (self.t(h), input, None),
             Some(r) => add(input, r),
         };
-        let mut hidden = self.attention();
+        let mut hidden = match (self.m.family, self.m.latent) {
+            (Family::DeepSeek, Some(l)) => self.latent(l),
+            (Family::Llama4, _) => self.llama4_attention(i),
+            (Family::GptOss, _) => self.gpt_oss_attention(),
+            (Family::MiniMaxM2, _) => self.minimax_attention(),
+            _ => self.attention(),
+        };
         // Llama's attention output replaces the norm in the layer's frame; in place, the norm is the caller's input
         let input = if gemma || caller.is_some() {
             drop(normed);
@@ -183,7 +303,14 @@ impl Profile<'_> {
         }
         let mut out = match self.m.family {
             Family::Llama | Family::Phi3 => self.gated(false),
-            Family::Mixtral | Family::Qwen3Moe => self.experts(),
+            Family::Mixtral | Family::Qwen3Moe | Family::GptOss | Family::MiniMaxM2 => {
+                self.experts()
+            }
+            Family::DeepSeek | Family::Llama4 if self.m.sparse(i) => self.experts(),
+            Family::Llama4 => {
+                let w = self.m.number("intermediate_size_mlp");
+                self.gated_of(w.unwrap_or(self.m.intermediate) / self.tp, false)
+            }
             _ => self.gated(true),
         };
         drop(hidden);
@@ -195,11 +322,11 @@ impl Profile<'_> {
     }
 
     /// Projections around an attention that only makes its output.
-    fn attention(&self) -> Tensor {
+    pub(super) fn attention(&self) -> Tensor {
         let (q, kv) = widths(self.m, self.tp);
         let qkv = self.linear(q + 2 * kv, self.m.hidden);
         let norms = match self.m.family {
-            Family::Qwen3 | Family::Qwen3Moe => Some((self.t(q), self.t(kv))),
+            Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3 => Some((self.t(q), self.t(kv))),
             _ => None,
         };
         let attended = self.t(q);
@@ -210,39 +337,17 @@ impl Profile<'_> {
     }
 
     /// Gate and up in one, then down. Most families keep the first product until the end, Llama's rebinds it.
-    fn gated(&self, keeps: bool) -> Tensor {
-        let i = self.m.intermediate / self.tp;
+    pub(super) fn gated(&self, keeps: bool) -> Tensor {
+        self.gated_of(self.m.intermediate / self.tp, keeps)
+    }
+
+    fn gated_of(&self, i: u64, keeps: bool) -> Tensor {
         let both = self.linear(2 * i, self.m.hidden);
         let x = self.t(i);
         let both = keeps.then_some(both);
         let part = self.linear(self.m.hidden, i);
         let out = self.reduce(part);
         drop((x, both));
-        out
-    }
-
-    /// Router and experts; two workspaces are made by the first layer and stay (`fused_moe/modular_kernel.py`, `TritonExperts`).
-    fn experts(&self) -> Tensor {
-        let (t, k) = (self.tokens, self.m.hidden);
-        let Some(e) = self.m.moe else {
-            return self.t(k);
-        };
-        let w = e.width / self.tp;
-        let rows = 2 * t * e.top_k;
-        let workspaces = rows * (w.max(k) + (2 * w).max(k));
-        let mut held = self.left.held.borrow_mut();
-        if held.is_empty() {
-            held.push(self.device.tensor(workspaces));
-        }
-        drop(held);
-        let logits = self.device.tensor(2 * t * e.experts);
-        let chosen = (
-            self.device.tensor(4 * t * e.top_k),
-            self.device.tensor(4 * t * e.top_k),
-        );
-        let out = self.t(k);
-        let out = self.reduce(out);
-        drop((chosen, logits));
         out
     }
 
@@ -306,7 +411,7 @@ impl Profile<'_> {
     }
 
     /// Up, activation, down; each result replaces the one before.
-    fn plain_mlp(&self) -> Tensor {
+    pub(super) fn plain_mlp(&self) -> Tensor {
         let i = self.m.intermediate / self.tp;
         let up = self.linear(i, self.m.hidden);
         let act = self.t(i);
@@ -354,16 +459,5 @@ impl Profile<'_> {
         let out = self.t(self.m.hidden);
         drop((scanned, normed));
         (out, Some(residual))
-    }
-
-    /// Two passes; the second sets every option, so that all of its buffers are made.
-    fn sampler(&self) {
-        let (n, v) = (self.requests, self.m.vocab);
-        let d = self.device;
-        let logits = d.tensor(2 * n * v);
-        let full = d.tensor(4 * n * v);
-        let masked = d.tensor(4 * n * v);
-        let probabilities = d.tensor(4 * n * v);
-        drop((probabilities, masked, full, logits));
     }
 }

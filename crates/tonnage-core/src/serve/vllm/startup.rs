@@ -5,6 +5,7 @@ use super::device::Device;
 use super::kv::{self, Group, Pool, Refusal, Request};
 use super::model::{Model, Scheduling};
 use super::profile::{Left, Profile};
+use super::runner;
 use super::weights::Loader;
 use crate::error::CoreError;
 use serde::Serialize;
@@ -36,6 +37,10 @@ pub struct Card {
     pub free: u64,
     /// Compute capability 9: a larger cuBLAS workspace, other attention kernels.
     pub hopper: bool,
+    /// fp8 arithmetic (compute capability 8.9 on).
+    pub fp8: bool,
+    /// Streaming multiprocessors; some kernels take space for each.
+    pub multiprocessors: u64,
 }
 
 /// What the start-up found. Bytes of one rank.
@@ -123,51 +128,50 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     // cuBLAS's workspace, and the runner's small buffers
     let workspace = d.tensor(if card.hopper { 32 << 20 } else { 8_519_680 });
     let before = d.reserved();
-    let small = d.tensor(30_000 + 13 * t);
+    let buffers = runner::buffers(&d, n, t);
     let mut loader = Loader::new(&d, m, tp);
     loader.machete = card.hopper;
+    loader.fp8 = card.fp8;
     let start = d.allocated();
     loader.load();
     let weights_bytes = d.allocated() - start;
     let param_and_buffer_bytes = loader.bytes;
-    // request state of the sampler (`v1/worker/gpu/sample/{penalties,logit_bias,bad_words,logprob}.py`)
-    let mask = 4 * n * v.div_ceil(32);
-    let state: Vec<_> = [
-        4 * n,
-        mask,
-        4 * n * v,
-        4096 * n,
-        4096 * n,
-        4096 * n,
-        512 * n,
-        4096 * n,
-        516 * n,
-        512 * n,
-        mask,
-    ]
-    .map(|b| d.tensor(b))
-    .into();
+    let state = runner::sampler_state(&d, n, v);
+    // request state of hybrids (`model_states/mamba_hybrid.py`)
+    let hybrid: Vec<_> = (0..4)
+        .filter(|_| m.family == super::model::Family::NemotronH)
+        .map(|_| d.tensor(4 * n))
+        .collect();
     d.empty_cache();
     d.reset_peaks();
     let left = Left::default();
+    if let Some(at) = loader.wide_rope {
+        *left.table.borrow_mut() = loader.take(at);
+    }
     let profile = Profile {
         device: &d,
         m,
         tp,
         tokens: t,
         requests: n.min(t),
+        max_requests: n,
+        max_model_len: s.max_model_len,
+        block_size: s.block_size.unwrap_or(16),
+        hopper: card.hopper,
+        fp8: card.fp8,
+        multiprocessors: card.multiprocessors,
         left: &left,
     };
     profile.run();
-    let mut headroom = d.peak() - d.allocated();
+    let mut headroom = d.peak().saturating_sub(d.allocated());
     if !s.enforce_eager && !s.inductor_cache_warm && m.moe.is_none() {
         // autotuning makes example tensors of the whole embedding table and of two activations (records vllm-244, -246, -256, -269)
         let examples = 2 * m.vocab * m.hidden / tp + 4 * t * m.hidden;
         headroom = headroom.max(examples.saturating_sub(1 << 20));
     }
     d.empty_cache();
-    let consumed = d.reserved() - before;
-    drop((left, state, loader, small, workspace));
+    let consumed = d.reserved().saturating_sub(before);
+    drop((left, hybrid, state, loader, buffers, workspace));
     let requested = requested(s, card);
     let graphs = if s.enforce_eager { 0 } else { graph_floors(n) };
     Ok(Startup {

@@ -7,15 +7,37 @@ use super::model::{Family, Model, Weights};
 /// Embedding and head rows are padded to a multiple of this (`DEFAULT_VOCAB_PADDING_SIZE`).
 const VOCAB_PADDING: u64 = 64;
 
+/// What is done to a layer after all were made (`process_weights_after_loading`).
+enum Later {
+    /// Marlin: the packed weight becomes a new tensor, GPTQ's zero points go.
+    Repack {
+        weight: usize,
+        scales: usize,
+        zeros: Option<usize>,
+    },
+    /// Machete: reordered through two copies into the same tensor; AWQ's zero points become 16-bit numbers.
+    Reorder {
+        weight: usize,
+        zeros: Option<(usize, u64)>,
+    },
+    /// A 16-bit weight of `elements` arrives and becomes fp8, for Marlin repacked.
+    Quantise { elements: u64, channels: u64 },
+    /// Both weights of `experts` experts likewise.
+    QuantiseExperts { up: u64, down: u64, experts: u64 },
+}
+
 pub(super) struct Loader<'a> {
     pub device: &'a Device,
     pub m: &'a Model,
     pub tp: u64,
-    held: Vec<Tensor>,
-    /// Which of them are packed anew after loading, and their bytes then.
-    packed: Vec<(usize, u64)>,
+    held: Vec<Option<Tensor>>,
+    later: Vec<Later>,
     /// Machete instead of Marlin (compute capability 9): zero points stay, AWQ's as 16-bit numbers.
     pub machete: bool,
+    /// fp8 arithmetic (compute capability 8.9 on); without it Marlin unpacks fp8.
+    pub fp8: bool,
+    /// An fp32 RoPE table that the first forward turns into 16 bits.
+    pub wide_rope: Option<usize>,
     /// Bytes of parameters and buffers, without rounding.
     pub bytes: u64,
 }
@@ -27,49 +49,127 @@ impl<'a> Loader<'a> {
             m,
             tp,
             held: vec![],
-            packed: vec![],
+            later: vec![],
             machete: false,
+            fp8: false,
+            wide_rope: None,
             bytes: 0,
         }
     }
 
     /// A tensor that stays.
-    fn keep(&mut self, bytes: u64) {
+    pub(super) fn keep(&mut self, bytes: u64) -> usize {
         self.bytes += bytes;
-        self.held.push(self.device.tensor(bytes));
+        self.extra(bytes)
+    }
+
+    /// One that is no parameter or buffer.
+    pub(super) fn extra(&mut self, bytes: u64) -> usize {
+        self.held.push(Some(self.device.tensor(bytes)));
+        self.held.len() - 1
+    }
+
+    /// Hands out a tensor.
+    pub fn take(&mut self, at: usize) -> Option<Tensor> {
+        self.held.get_mut(at).and_then(Option::take)
+    }
+
+    /// Experts made fp8 while loading.
+    pub(super) fn quantise_experts(&mut self, up: u64, down: u64, experts: u64) {
+        self.later
+            .push(Later::QuantiseExperts { up, down, experts });
     }
 
     /// A weight `[out, input]` in the model's format, and its 16-bit bias.
-    fn linear(&mut self, out: u64, input: u64, bias: bool) {
+    pub(super) fn linear(&mut self, out: u64, input: u64, bias: bool) {
         match self.m.weights {
             Ok(Weights::Packed { bits, group, zeros }) => {
                 let groups = input.div_ceil(group);
-                for bytes in [bits * out * input / 8, 2 * out * groups] {
-                    self.packed.push((self.held.len(), bytes));
-                    self.keep(bytes);
-                }
-                if zeros || self.machete {
-                    let after = if zeros && self.machete {
-                        2 * out * groups
-                    } else {
-                        bits * out * groups / 8
-                    };
-                    self.packed.push((self.held.len(), after));
-                    self.keep(bits * out * groups / 8);
-                }
+                let weight = self.keep(bits * out * input / 8);
+                let zero = self.extra(bits * out * groups / 8);
+                let scales = self.keep(2 * out * groups);
+                self.later.push(if self.machete {
+                    Later::Reorder {
+                        weight,
+                        zeros: zeros.then_some((zero, 2 * out * groups)),
+                    }
+                } else {
+                    Later::Repack {
+                        weight,
+                        scales,
+                        zeros: (!zeros).then_some(zero),
+                    }
+                });
             }
-            Ok(Weights::Fp8) => {
+            Ok(Weights::Fp8) => self.later.push(Later::Quantise {
+                elements: out * input,
+                channels: out,
+            }),
+            Ok(Weights::BlockFp8) => {
                 self.keep(out * input);
-                self.keep(4);
+                self.keep(4 * out.div_ceil(128) * input.div_ceil(128));
             }
-            _ => self.keep(2 * out * input),
+            _ => {
+                self.keep(2 * out * input);
+            }
         }
         if bias {
             self.keep(2 * out);
         }
     }
 
-    fn norm(&mut self, width: u64, bias: bool) {
+    /// `process_weights_after_loading`, module by module.
+    fn finish(&mut self) {
+        let d = self.device;
+        for l in std::mem::take(&mut self.later) {
+            match l {
+                Later::Repack {
+                    weight,
+                    scales,
+                    zeros,
+                } => {
+                    let bytes = self.held[weight].as_ref().map_or(0, |t| t.bytes);
+                    self.held[weight] = Some(d.tensor(bytes));
+                    drop(d.tensor(self.held[scales].as_ref().map_or(0, |t| t.bytes)));
+                    if let Some(z) = zeros {
+                        self.held[z] = None;
+                    }
+                }
+                Later::Reorder { weight, zeros } => {
+                    let bytes = self.held[weight].as_ref().map_or(0, |t| t.bytes);
+                    drop((d.tensor(bytes), d.tensor(bytes)));
+                    if let Some((z, bytes)) = zeros {
+                        self.held[z] = Some(d.tensor(bytes));
+                    }
+                }
+                Later::Quantise { elements, channels } => {
+                    let half = d.tensor(2 * elements);
+                    let narrow = d.tensor(elements);
+                    drop(half);
+                    if self.fp8 {
+                        self.held.push(Some(narrow));
+                        self.bytes += elements;
+                        self.keep(4);
+                    } else {
+                        let packed = d.tensor(elements);
+                        self.keep(elements);
+                        drop((packed, narrow));
+                        self.keep(2 * channels);
+                    }
+                }
+                Later::QuantiseExperts { up, down, experts } => {
+                    let halves = (d.tensor(2 * up), d.tensor(2 * down));
+                    self.keep(up);
+                    self.keep(down);
+                    self.keep(4 * experts);
+                    self.keep(4 * experts);
+                    drop(halves);
+                }
+            }
+        }
+    }
+
+    pub(super) fn norm(&mut self, width: u64, bias: bool) {
         self.keep(2 * width);
         if bias {
             self.keep(2 * width);
@@ -77,7 +177,7 @@ impl<'a> Loader<'a> {
     }
 
     /// `_q_scale`, `_k_scale`, `_v_scale`, `_prob_scale` of an attention layer.
-    fn scales(&mut self) {
+    pub(super) fn scales(&mut self) {
         for _ in 0..4 {
             self.keep(4);
         }
@@ -91,8 +191,8 @@ impl<'a> Loader<'a> {
         self.keep(2 * self.vocab() / self.tp * self.m.hidden);
     }
 
-    /// The shared RoPE table of cosines and sines, and what making it needs (`_compute_cos_sin_cache`).
-    fn rope(&mut self, positions: u64, width: u64) {
+    /// The shared RoPE table of cosines and sines in elements of `size` bytes, and what making it needs (`_compute_cos_sin_cache`).
+    pub(super) fn rope(&mut self, positions: u64, width: u64, size: u64) -> usize {
         let half = 4 * positions * (width / 2);
         let d = self.device;
         let inv = d.tensor(2 * width);
@@ -102,8 +202,14 @@ impl<'a> Loader<'a> {
         let sin = d.tensor(half);
         let table = d.tensor(2 * half);
         drop((inv, t, freqs, cos, sin));
-        self.keep(2 * positions * width);
+        if size == 4 {
+            self.bytes += table.bytes;
+            self.held.push(Some(table));
+            return self.held.len() - 1;
+        }
+        let at = self.keep(size * positions * width);
         drop(table);
+        at
     }
 
     /// Widths of one rank's query and of its keys.
@@ -117,32 +223,21 @@ impl<'a> Loader<'a> {
         self.linear(q + 2 * kv, h, qkv_bias);
         self.linear(h, q, o_bias);
         if std::mem::take(rope) {
-            self.rope(self.m.rope_positions, self.m.rotary);
+            self.rope(self.m.rope_positions, self.m.rotary, 2);
         }
         self.scales();
     }
 
-    fn gated(&mut self, bias: bool) {
+    pub(super) fn gated(&mut self, bias: bool) {
         let (h, i) = (self.m.hidden, self.m.intermediate / self.tp);
         self.linear(2 * i, h, bias);
         self.linear(h, i, bias);
     }
 
-    fn plain_mlp(&mut self, bias: bool) {
+    pub(super) fn plain_mlp(&mut self, bias: bool) {
         let (h, i) = (self.m.hidden, self.m.intermediate / self.tp);
         self.linear(i, h, bias);
         self.linear(h, i, bias);
-    }
-
-    /// Router and experts of one layer.
-    fn experts(&mut self) {
-        let h = self.m.hidden;
-        if let Some(e) = self.m.moe {
-            let w = e.width / self.tp;
-            self.keep(2 * e.experts * h);
-            self.keep(2 * e.experts * 2 * w * h);
-            self.keep(2 * e.experts * h * w);
-        }
     }
 
     /// The whole model. The tensors stay until the loader is dropped.
@@ -157,29 +252,52 @@ impl<'a> Loader<'a> {
                 self.keep(2 * (m.max_position + extra) * h);
             }
             Family::Bloom => self.norm(h, true),
+            // two copies of the inverse frequencies
+            Family::GptNeox | Family::SmolLm3 => {
+                self.keep(2 * m.rotary);
+                self.keep(2 * m.rotary);
+            }
             _ => {}
         }
-        for _ in 0..m.layers {
-            self.layer(&mut rope);
+        let pattern = m.field("hybrid_override_pattern").as_str().unwrap_or("");
+        let mut kinds = pattern.chars();
+        let mut ropes = [true; 2];
+        for i in 0..m.layers {
+            match (m.family, m.latent) {
+                (Family::DeepSeek, Some(l)) => self.deepseek(i, l, &mut rope),
+                (Family::Llama4, _) => self.llama4(i, &mut rope),
+                (Family::Gemma3, _) => self.gemma3(i, &mut ropes),
+                (Family::Gemma4, _) => self.gemma4(i, &mut ropes),
+                (Family::GptOss, _) => self.gpt_oss(&mut rope),
+                (Family::MiniMaxM2, _) => self.minimax(&mut rope),
+                (Family::NemotronH, _) => self.hybrid(kinds.next().unwrap_or('*')),
+                (Family::GptNeox | Family::SmolLm3, _) => self.foreign(),
+                _ => self.layer(&mut rope),
+            }
         }
         let bias = matches!(
             m.family,
-            Family::Gpt2 | Family::Opt | Family::Bloom | Family::Falcon | Family::StableLm
+            Family::Gpt2
+                | Family::Opt
+                | Family::Bloom
+                | Family::Falcon
+                | Family::StableLm
+                | Family::GptNeox
         );
         self.norm(h, bias);
-        if m.family == Family::Gemma2 {
+        if matches!(m.family, Family::Gemma2 | Family::Gemma3 | Family::Gemma4) {
             // the embedding's normaliser
             self.keep(2);
         }
-        // one more scalar in every record
-        self.held.push(self.device.tensor(4));
         if !m.tied {
             self.embedding();
         }
-        // `process_weights_after_loading`: the kernel's layout is a new tensor
-        for (i, bytes) in std::mem::take(&mut self.packed) {
-            self.held[i] = self.device.tensor(bytes);
+        if m.weights == Ok(Weights::Half) {
+            // a table of nvfp4 values that importing compressed-tensors makes while the device is the default
+            self.extra(32);
         }
+        self.finish();
+        self.dequantised_latent();
     }
 
     fn layer(&mut self, rope: &mut bool) {
@@ -206,17 +324,18 @@ impl<'a> Loader<'a> {
                 self.attention(rope, bias, false);
                 self.norm(self.m.head_dim, false);
                 self.norm(self.m.head_dim, false);
-                if self.m.family == Qwen3Moe {
-                    self.experts();
-                } else {
-                    self.gated(false);
+                match self.m.moe {
+                    Some(e) if self.m.family == Qwen3Moe => self.sparse(e),
+                    _ => self.gated(false),
                 }
                 self.norm(h, false);
                 self.norm(h, false);
             }
             Mixtral => {
                 self.attention(rope, false, false);
-                self.experts();
+                if let Some(e) = self.m.moe {
+                    self.sparse(e);
+                }
                 self.norm(h, false);
                 self.norm(h, false);
             }
