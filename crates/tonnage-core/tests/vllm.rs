@@ -5,7 +5,13 @@ use std::path::PathBuf;
 use tonnage_core::validate::{Report, Row, vllm_run};
 
 fn rows() -> Vec<Row> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../groundtruth/vllm-dev.jsonl");
+    rows_of("vllm-dev.jsonl")
+}
+
+fn rows_of(file: &str) -> Vec<Row> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../groundtruth")
+        .join(file);
     let text = std::fs::read_to_string(path).expect("recorded runs are part of the project");
     text.lines()
         .map(|l| serde_json::from_str::<Value>(l).expect("a record a line"))
@@ -33,8 +39,8 @@ fn the_pool_is_exact_on_every_record() {
 
 /// (metric, least supported rows, worst percent)
 const BUDGETS: &[(&str, usize, f64)] = &[
-    ("weights_bytes", 158, 0.05),
-    ("available_kv_bytes", 158, 2.6),
+    ("weights_bytes", 185, 0.02),
+    ("available_kv_bytes", 185, 2.6),
 ];
 
 #[test]
@@ -51,5 +57,21 @@ fn the_budget_is_close_where_it_was_measured() {
         let s = &report.summary[*metric]["all"];
         assert!(s.n - s.unsupported >= *supported, "{metric}: {s:?}");
         assert!(s.max_abs_pct.unwrap_or(100.0) <= *worst, "{metric}: {s:?}");
+    }
+}
+
+/// Starts recorded for this project (`groundtruth/vllm-README.md` says how): families and formats that the others lack.
+#[test]
+fn families_and_formats_recorded_for_this_project() {
+    let rows = rows_of("vllm-own.jsonl");
+    for r in rows.iter().filter(|r| r.error_pct > 0.1) {
+        println!("{} {}: {} {}", r.id, r.metric, r.measured, r.predicted);
+    }
+    let report = Report::of(rows);
+    for (metric, exact, worst) in [("weights_bytes", 56, 0.1), ("available_kv_bytes", 37, 1.7)] {
+        let s = &report.summary[metric]["all"];
+        assert!(s.exact >= exact, "{metric}: {s:?}");
+        assert!(s.unsupported <= 3, "{metric}: {s:?}");
+        assert!(s.max_abs_pct.unwrap_or(100.0) <= worst, "{metric}: {s:?}");
     }
 }

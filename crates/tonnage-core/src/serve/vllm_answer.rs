@@ -37,24 +37,7 @@ impl Start {
     /// What is not simulated, by name.
     pub fn run(&self) -> Result<Outcomes, CoreError> {
         let startup = vllm::start(&self.model, &self.settings, &self.card)?;
-        let s = &self.settings;
-        let pool = if s.kv_cache_memory_bytes.is_none() && startup.requested_memory > self.card.free
-        {
-            Err(Refusal::NotFree {
-                free: self.card.free,
-                requested: startup.requested_memory,
-            })
-        } else {
-            let needed = startup.total_consumed + startup.profile_peak_activation_bytes;
-            if needed > self.card.free {
-                Err(Refusal::OutOfMemory {
-                    needed,
-                    free: self.card.free,
-                })
-            } else {
-                vllm::pool(&self.model, s, &self.card, startup.available_kv_bytes)
-            }
-        };
+        let pool = vllm::outcome(&self.model, &self.settings, &self.card, &startup);
         Ok(Outcomes { startup, pool })
     }
 }

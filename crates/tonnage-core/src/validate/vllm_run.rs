@@ -125,13 +125,15 @@ pub fn rows(r: &Value) -> Vec<Row> {
         let available = available.ok_or("no KV budget in the record")?;
         Ok(vllm::pool(m, &s, &card, available))
     };
+    let whole = || -> Result<Result<vllm::Pool, Refusal>, String> {
+        let m = m.as_ref().map_err(String::clone)?;
+        let up = started.as_ref().map_err(String::clone)?;
+        Ok(vllm::outcome(m, &s, &card, up))
+    };
     if refused {
         let ours = match given {
             Some(_) => planned(given),
-            None => started
-                .as_ref()
-                .map_err(String::clone)
-                .and_then(|s| planned(Some(s.available_kv_bytes))),
+            None => whole(),
         };
         let p = ours.map(|o| json!(o.as_ref().err().map_or("starts", kind)));
         return vec![row("refusal", p)];
@@ -170,11 +172,7 @@ pub fn rows(r: &Value) -> Vec<Row> {
     };
     out.extend(figures(planned(given), ""));
     if group == "measured" {
-        let ours = started
-            .as_ref()
-            .map_err(String::clone)
-            .and_then(|s| planned(Some(s.available_kv_bytes)));
-        out.extend(figures(ours, ".end_to_end"));
+        out.extend(figures(whole(), ".end_to_end"));
     }
     out
 }

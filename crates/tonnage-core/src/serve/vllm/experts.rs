@@ -124,8 +124,10 @@ impl Loader<'_> {
             (Ok(Weights::BlockFp8), _) => {
                 self.keep(n * up * h);
                 self.keep(n * h * w);
-                self.keep(4 * n * up.div_ceil(128) * h.div_ceil(128));
-                self.keep(4 * n * h.div_ceil(128) * w.div_ceil(128));
+                // squares of 64 where a rank's width is not whole in 128s
+                let b = if w.is_multiple_of(128) { 128 } else { 64 };
+                self.keep(4 * n * up.div_ceil(b) * h.div_ceil(b));
+                self.keep(4 * n * h.div_ceil(b) * w.div_ceil(b));
             }
             (Ok(Weights::Mxfp4), k) => {
                 let (hp, wp) = padded(k, h, w);
@@ -236,6 +238,11 @@ impl Profile<'_> {
             drop(d.tensor(self.multiprocessors * 4 * 65_536));
         }
         drop((aligned, fp8, weighed, chosen));
+        let mut logits = Some(logits);
+        if self.m.family == Family::DeepSeek {
+            // the router is the runner's own
+            logits = None;
+        }
         let out = match shared {
             Some(s) => {
                 let sum = self.t(h);
@@ -256,7 +263,7 @@ impl Profile<'_> {
         self.after(out, logits)
     }
 
-    fn after(&self, out: Tensor, logits: Tensor) -> Tensor {
+    fn after(&self, out: Tensor, logits: Option<Tensor>) -> Tensor {
         drop(logits);
         out
     }

@@ -14,4 +14,4 @@ mod weights;
 
 pub use kv::{Group, Pool, Refusal, Request};
 pub use model::{Model, Scheduling};
-pub use startup::{Card, Settings, Startup, groups, pool, request, requested, start};
+pub use startup::{Card, Settings, Startup, groups, outcome, pool, request, requested, start};

@@ -333,6 +333,11 @@ fn rope_positions(m: &Model) -> u64 {
             (original.unwrap_or(m.max_position).min(LIMIT) as f64 * f) as u64
         }
         (Some("linear"), Some(f)) => (m.max_position as f64 * f) as u64,
+        // Phi's table holds the short and the long factors
+        (Some("longrope" | "su"), _) => {
+            let original = m.number("original_max_position_embeddings");
+            m.max_position + original.unwrap_or(m.max_position)
+        }
         _ => m.max_position,
     }
 }
@@ -591,6 +596,12 @@ impl Model {
             {
                 no("vLLM's start-up of Gemma 4 without experts".into())
             }
+            Opt if self
+                .number("word_embed_proj_dim")
+                .is_some_and(|w| w != self.hidden) =>
+            {
+                no("vLLM's start-up of OPT with projected embeddings".into())
+            }
             MiniMaxM2 if self.weights != Ok(Weights::BlockFp8) => {
                 no("vLLM's start-up of MiniMax-M2 other than in block-wise fp8".into())
             }
@@ -611,6 +622,13 @@ impl Model {
             _ => (self.head_dim, self.kv_heads),
         };
         (self.heads / tp * head, (kv / tp).max(1) * head, head)
+    }
+
+    /// Falcon's newer decoder normalises for attention and feed-forward apart.
+    pub fn two_norms(&self) -> bool {
+        self.family == Family::Falcon
+            && self.field("new_decoder_architecture").as_bool() == Some(true)
+            && self.number("num_ln_in_parallel_attn").unwrap_or(2) == 2
     }
 
     /// A whole number of the configuration.

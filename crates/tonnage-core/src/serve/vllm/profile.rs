@@ -87,7 +87,8 @@ impl Profile<'_> {
     pub(super) fn linear(&self, width: u64, input: u64) -> Tensor {
         let marlin = match &self.m.weights {
             Ok(Weights::Packed { .. }) => !self.hopper,
-            Ok(Weights::Fp8 | Weights::BlockFp8) => !self.fp8,
+            Ok(Weights::Fp8) => !self.fp8,
+            Ok(Weights::BlockFp8) => !self.hopper,
             _ => false,
         };
         if marlin {
@@ -326,12 +327,19 @@ impl Profile<'_> {
         let (q, kv) = widths(self.m, self.tp);
         let qkv = self.linear(q + 2 * kv, self.m.hidden);
         let norms = match self.m.family {
+            Family::Cohere if self.m.field("use_qk_norm").as_bool() == Some(true) => {
+                Some((self.t(q), self.t(kv)))
+            }
             Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3 => Some((self.t(q), self.t(kv))),
             _ => None,
         };
         let attended = self.t(q);
         let part = self.linear(self.m.hidden, q);
-        let out = self.reduce(part);
+        // parallel blocks sum over ranks after the feed-forward
+        let out = match self.m.family {
+            Family::Cohere | Family::Falcon => part,
+            _ => self.reduce(part),
+        };
         drop((attended, norms, qkv));
         out
     }
@@ -346,7 +354,10 @@ impl Profile<'_> {
         let x = self.t(i);
         let both = keeps.then_some(both);
         let part = self.linear(self.m.hidden, i);
-        let out = self.reduce(part);
+        let out = match self.m.family {
+            Family::Cohere => part,
+            _ => self.reduce(part),
+        };
         drop((x, both));
         out
     }
@@ -379,7 +390,7 @@ impl Profile<'_> {
         let normed = self.t(h);
         let attended = self.attention();
         let mlp = self.gated(true);
-        let sum = self.t(h);
+        let sum = self.reduce(self.t(h));
         let out = self.t(h);
         drop((sum, attended, mlp, normed));
         (out, input)
@@ -403,10 +414,17 @@ impl Profile<'_> {
     fn falcon(&self, input: Tensor) -> Tensor {
         let h = self.m.hidden;
         let normed = self.t(h);
+        let second = self.m.two_norms().then(|| self.t(h));
         let attended = self.attention();
-        let mlp = self.plain_mlp();
+        let i = self.m.intermediate / self.tp;
+        let up = self.linear(i, h);
+        let act = self.t(i);
+        drop(up);
+        let mlp = self.linear(h, i);
+        drop(act);
+        let mlp = self.reduce(mlp);
         let out = self.t(h);
-        drop((mlp, attended, normed, input));
+        drop((mlp, attended, second, normed, input));
         out
     }
 
@@ -445,19 +463,18 @@ impl Profile<'_> {
         y
     }
 
-    /// Mixer: projection to twice the inner width, convolution, scan, each its own tensor; norms in place.
+    /// Mixer: it writes into an output made before it; projection to twice the inner width and scan are tensors; norms in place.
     fn mamba(&self, input: Tensor, residual: Option<Tensor>) -> (Tensor, Option<Tensor>) {
         let (normed, residual) = match residual {
             None => (self.t(self.m.hidden), input),
             Some(r) => (input, r),
         };
         let i = self.m.state.map_or(0, |s| s.inner) / self.tp;
+        let y = self.t(self.m.hidden);
         let projected = self.t(2 * i);
-        let convolved = self.t(i);
         let scanned = self.t(i);
-        drop((projected, convolved));
-        let out = self.t(self.m.hidden);
-        drop((scanned, normed));
-        (out, Some(residual))
+        let out = self.reduce(self.t(self.m.hidden));
+        drop((out, scanned, projected, normed));
+        (y, Some(residual))
     }
 }

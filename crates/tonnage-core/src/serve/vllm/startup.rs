@@ -95,6 +95,25 @@ pub fn pool(m: &Model, s: &Settings, card: &Card, available: i64) -> Result<Pool
     )
 }
 
+/// What a start-up comes to: vLLM asks first whether the memory that it was promised is free, then the load and the profile run must
+/// fit on the device, and only then the pool is divided.
+pub fn outcome(m: &Model, s: &Settings, card: &Card, up: &Startup) -> Result<Pool, Refusal> {
+    if s.kv_cache_memory_bytes.is_none() && up.requested_memory > card.free {
+        return Err(Refusal::NotFree {
+            free: card.free,
+            requested: up.requested_memory,
+        });
+    }
+    let needed = up.total_consumed + up.profile_peak_activation_bytes;
+    if needed > card.free {
+        return Err(Refusal::OutOfMemory {
+            needed,
+            free: card.free,
+        });
+    }
+    pool(m, s, card, up.available_kv_bytes)
+}
+
 /// `ceil(total * gpu_memory_utilization)`.
 pub fn requested(s: &Settings, card: &Card) -> u64 {
     (card.total as f64 * s.gpu_memory_utilization).ceil() as u64
@@ -132,6 +151,9 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     let mut loader = Loader::new(&d, m, tp);
     loader.machete = card.hopper;
     loader.fp8 = card.fp8;
+    if s.kv_bytes == 1 && !card.hopper {
+        loader.counters = Some(4 * t * m.heads / tp);
+    }
     let start = d.allocated();
     loader.load();
     let weights_bytes = d.allocated() - start;

@@ -38,6 +38,8 @@ pub(super) struct Loader<'a> {
     pub fp8: bool,
     /// An fp32 RoPE table that the first forward turns into 16 bits.
     pub wide_rope: Option<usize>,
+    /// Bytes that the attention backend takes with its first layer.
+    pub counters: Option<u64>,
     /// Bytes of parameters and buffers, without rounding.
     pub bytes: u64,
 }
@@ -53,6 +55,7 @@ impl<'a> Loader<'a> {
             machete: false,
             fp8: false,
             wide_rope: None,
+            counters: None,
             bytes: 0,
         }
     }
@@ -107,7 +110,11 @@ impl<'a> Loader<'a> {
             }),
             Ok(Weights::BlockFp8) => {
                 self.keep(out * input);
-                self.keep(4 * out.div_ceil(128) * input.div_ceil(128));
+                // before Hopper by Marlin, which wants 16-bit scales for every row
+                self.keep(match self.machete {
+                    true => 4 * out.div_ceil(128) * input.div_ceil(128),
+                    false => 2 * out * input.div_ceil(128),
+                });
             }
             _ => {
                 self.keep(2 * out * input);
@@ -181,6 +188,15 @@ impl<'a> Loader<'a> {
         for _ in 0..4 {
             self.keep(4);
         }
+        // ranges of keys and values, where the checkpoint is in fp8
+        if self.m.weights == Ok(Weights::BlockFp8) && self.m.latent.is_none() {
+            self.keep(4);
+            self.keep(4);
+        }
+        // FlashInfer, which serves fp8 caches before Hopper, counts thread blocks for each token and head (`backends/flashinfer.py`)
+        if let Some(bytes) = self.counters.take() {
+            self.extra(bytes);
+        }
     }
 
     fn vocab(&self) -> u64 {
@@ -212,6 +228,30 @@ impl<'a> Loader<'a> {
         at
     }
 
+    /// Phi's tables for short and for long contexts, joined (`rotary_embedding/phi3_long_rope_scaled_rope.py`).
+    fn long_rope(&mut self, original: u64, positions: u64, width: u64) {
+        let d = self.device;
+        let table = |positions: u64| {
+            let half = || d.tensor(4 * positions * (width / 2));
+            let t = d.tensor(4 * positions);
+            let frequencies = half();
+            let raw = half();
+            let cos = half();
+            drop(raw);
+            let raw = half();
+            let sin = half();
+            drop(raw);
+            let wide = d.tensor(4 * positions * width);
+            drop((t, frequencies, cos, sin));
+            let narrow = d.tensor(2 * positions * width);
+            drop(wide);
+            narrow
+        };
+        let (short, long) = (table(original), table(positions));
+        self.keep(2 * (original + positions) * width);
+        drop((short, long));
+    }
+
     /// Widths of one rank's query and of its keys.
     pub fn widths(&self) -> (u64, u64) {
         widths(self.m, self.tp)
@@ -223,7 +263,12 @@ impl<'a> Loader<'a> {
         self.linear(q + 2 * kv, h, qkv_bias);
         self.linear(h, q, o_bias);
         if std::mem::take(rope) {
-            self.rope(self.m.rope_positions, self.m.rotary, 2);
+            let long = self.m.rope_positions - self.m.max_position;
+            if self.m.family == Family::Phi3 && long > 0 {
+                self.long_rope(long, self.m.max_position, self.m.rotary);
+            } else {
+                self.rope(self.m.rope_positions, self.m.rotary, 2);
+            }
         }
         self.scales();
     }
@@ -348,6 +393,11 @@ impl<'a> Loader<'a> {
             }
             Cohere => {
                 self.attention(rope, false, false);
+                if config_bias("use_qk_norm") {
+                    let (q, kv) = self.widths();
+                    self.norm(q, false);
+                    self.norm(kv, false);
+                }
                 self.gated(false);
                 self.norm(h, false);
             }
@@ -359,6 +409,9 @@ impl<'a> Loader<'a> {
             }
             Falcon => {
                 self.norm(h, true);
+                if self.m.two_norms() {
+                    self.norm(h, true);
+                }
                 self.attention(rope, false, false);
                 self.plain_mlp(config_bias("bias"));
             }
