@@ -31,6 +31,12 @@ pub enum HostError {
     NoRevision { id: String, revision: String },
     #[error("{id} has no config.json: not a model that transformers loads")]
     NoConfig { id: String },
+    #[error("{id} has no model file{}", tag.as_ref().map_or_else(String::new, |t| format!(" of the quantisation {t}")))]
+    NoGguf { id: String, tag: Option<String> },
+    #[error("`{0}` is not the name of an Ollama model")]
+    BadOllamaName(String),
+    #[error("Ollama's store has no model {name} ({})", stores.iter().map(|s| s.display().to_string()).collect::<Vec<_>>().join(", "))]
+    NotInOllama { name: String, stores: Vec<PathBuf> },
     #[error("{id} is gated, and {}", if *token { "this token has no access to it" } else { "no token is given" })]
     Gated {
         endpoint: String,
@@ -76,6 +82,8 @@ impl HostError {
                 | HostError::NotFound { .. }
                 | HostError::NoRevision { .. }
                 | HostError::NoConfig { .. }
+                | HostError::NoGguf { .. }
+                | HostError::BadOllamaName(_)
         )
     }
 
@@ -101,6 +109,13 @@ impl HostError {
             HostError::NoConfig { .. } => {
                 "give the configuration by `[model] type` and `[model.config]`".into()
             }
+            HostError::NoGguf { .. } => {
+                "REPO:QUANTISATION, for example ...-GGUF:Q4_K_M, or --hf-file NAME".into()
+            }
+            HostError::BadOllamaName(_) => "for example llama3.2:3b".into(),
+            HostError::NotInOllama { name, .. } => format!(
+                "`ollama pull {name}` fetches it (OLLAMA_MODELS says where the store is); or give a .gguf file"
+            ),
             HostError::Gated {
                 endpoint,
                 id,

@@ -14,11 +14,11 @@ const ALL_HEADERS: u64 = 256 << 20;
 const AT_ONCE: usize = 8;
 
 /// Bytes of a file, and the file's length where the answer says it.
-type Part = (Vec<u8>, Option<u64>);
+pub(crate) type Part = (Vec<u8>, Option<u64>);
 /// What became of a file's header; None: not tried.
 type Slot = Option<Result<Option<Header>, HostError>>;
 
-struct Hub<'a> {
+pub(crate) struct Hub<'a> {
     client: Client,
     env: &'a Env,
     id: &'a str,
@@ -40,14 +40,7 @@ pub(crate) fn fetch(env: &Env, id: &str, revision: &Revision) -> Result<ModelFil
             variable,
         });
     }
-    let hub = Hub {
-        client: Client::new(env)?,
-        env,
-        id,
-        revision,
-        commit: Mutex::new(None),
-        headers: AtomicU64::new(0),
-    };
+    let hub = Hub::new(Client::new(env)?, env, id, revision);
     let config = json(&hub, "config.json")?;
     let adapter = if config.is_none() {
         json(&hub, "adapter_config.json")?
@@ -83,8 +76,42 @@ pub(crate) fn fetch(env: &Env, id: &str, revision: &Revision) -> Result<ModelFil
     })
 }
 
+impl<'a> Hub<'a> {
+    pub(crate) fn new(
+        client: Client,
+        env: &'a Env,
+        id: &'a str,
+        revision: &'a Revision,
+    ) -> Hub<'a> {
+        Hub {
+            client,
+            env,
+            id,
+            revision,
+            commit: Mutex::new(None),
+            headers: AtomicU64::new(0),
+        }
+    }
+}
+
 impl Hub<'_> {
-    fn commit(&self) -> Option<String> {
+    /// At most the bytes `first..first + len`, fewer where the file ends, and the file's length where the answer says it.
+    pub(crate) fn some(&self, file: &str, first: u64, len: u64) -> Result<Option<Part>, HostError> {
+        let Some(mut answer) = self.get(file, Some((first, first + len - 1)))? else {
+            return Ok(None);
+        };
+        let total = answer
+            .header("Content-Range")
+            .and_then(|r| r.rsplit_once('/')?.1.parse().ok());
+        // where ranges are not known, the file comes from its beginning
+        let skip = if answer.status == 206 { 0 } else { first };
+        let mut bytes = answer.read(skip + len)?;
+        let skip = (skip as usize).min(bytes.len());
+        bytes.drain(..skip);
+        Ok(Some((bytes, total)))
+    }
+
+    pub(crate) fn commit(&self) -> Option<String> {
         self.commit
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -95,7 +122,7 @@ impl Hub<'_> {
         let revision = self.commit().unwrap_or_else(|| self.revision.segment());
         let mut name = String::new();
         for b in file.bytes() {
-            if b.is_ascii_alphanumeric() || b"-_.~".contains(&b) {
+            if b.is_ascii_alphanumeric() || b"-_.~/".contains(&b) {
                 name.push(b as char);
             } else {
                 name.push_str(&format!("%{b:02X}"));

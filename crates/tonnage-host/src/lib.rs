@@ -1,7 +1,7 @@
 //! The edge to the machine.
 //!
 //! Where a model's files are: a local folder, an entry of the Hugging Face cache, or a model hub. Only configurations and the headers of
-//! safetensors files are read, never a weight.
+//! safetensors and GGUF files are read, never a weight.
 //!
 //! The devices and processes of this machine ([`device`], [`process`], [`publish`]), what other machines export ([`metrics`]), and the
 //! recordings of runs ([`record`]).
@@ -17,9 +17,11 @@ mod inventory;
 mod local;
 pub mod metrics;
 mod name;
+mod ollama;
 pub mod process;
 pub mod publish;
 pub mod record;
+mod remote;
 pub mod sampler;
 
 pub use env::{Env, Secret};
@@ -29,6 +31,8 @@ pub use gguf::{GgufFile, gguf};
 pub use inventory::{Comparison, Group, compare};
 pub use local::{cached, folder, is_model_folder};
 pub use name::{Revision, check_id};
+pub use ollama::{OllamaModel, ollama, ollama_stores};
+pub use remote::{RemoteGguf, remote_gguf};
 
 /// The files of a model by its hub id: from the cache where it has them, else from the hub.
 ///

@@ -314,6 +314,7 @@ pub struct SchemaArgs {
 pub enum SchemaName {
     Audit,
     Explain,
+    Fit,
     Footprint,
     Plan,
     Serving,

@@ -17,6 +17,9 @@ const OWN: [&str; 7] = [
 ];
 const OWN_ALONE: [&str; 5] = ["--ascii", "--help", "-h", "--advice", "--expected-only"];
 
+/// Flags that name a model file on a hub.
+const HUB: [&str; 4] = ["--hf", "-hf", "-hfr", "--hf-repo"];
+
 /// A model file by its name.
 pub fn is_model_file(word: &str) -> bool {
     word.ends_with(".gguf") || word.ends_with(".gguf-header")
@@ -61,7 +64,7 @@ fn rewritten(words: &[&str]) -> Option<Vec<String>> {
             }
         } else if file.is_none()
             && !w.starts_with('-')
-            && (is_model_file(w) || crate::headers::known(w))
+            && (is_model_file(w) || w.starts_with("ollama:") || crate::headers::known(w))
             && !engine
                 .last()
                 .is_some_and(|l: &&str| *l == "-m" || *l == "--model")
@@ -71,10 +74,27 @@ fn rewritten(words: &[&str]) -> Option<Vec<String>> {
             engine.push(w);
         }
     }
-    let file = file?;
     let mut out: Vec<String> = words[..=verb].iter().map(|w| w.to_string()).collect();
     out.extend(own.iter().map(|w| w.to_string()));
-    out.extend(["--", "llama-server", "-m", file].map(String::from));
+    let hub = |w: &&str| HUB.contains(w) || w.starts_with("--hf=");
+    match file {
+        Some(f) => match f.strip_prefix("ollama:") {
+            Some(name) => out.extend(["--", "ollama", "run", name].map(String::from)),
+            None => out.extend(["--", "llama-server", "-m", f].map(String::from)),
+        },
+        None if engine.iter().any(hub) => {
+            out.extend(["--", "llama-server"].map(String::from));
+            for w in &engine {
+                match w.strip_prefix("--hf=") {
+                    Some(repo) => out.extend(["--hf-repo".into(), repo.to_string()]),
+                    None if *w == "--hf" => out.push("--hf-repo".into()),
+                    None => out.push(w.to_string()),
+                }
+            }
+            return Some(out);
+        }
+        None => return None,
+    }
     out.extend(engine.iter().map(|w| w.to_string()));
     Some(out)
 }
@@ -97,6 +117,14 @@ mod tests {
         assert_eq!(
             given("tonnage --ascii estimate --gpu=a -c 4096 m.gguf --format json"),
             "tonnage --ascii estimate --gpu=a --format json -- llama-server -m m.gguf -c 4096"
+        );
+        assert_eq!(
+            given("tonnage estimate ollama:llama3.2:3b --gpu a"),
+            "tonnage estimate --gpu a -- ollama run llama3.2:3b"
+        );
+        assert_eq!(
+            given("tonnage estimate --hf org/m-GGUF:Q4_K_M --gpu a -c 4096"),
+            "tonnage estimate --gpu a -- llama-server --hf-repo org/m-GGUF:Q4_K_M -c 4096"
         );
         assert_eq!(
             given("tonnage --width 80 fit m.gguf"),

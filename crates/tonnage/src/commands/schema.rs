@@ -8,6 +8,7 @@ pub fn run(a: &SchemaArgs, out: &Output) -> Status {
     out.print(match a.name {
         SchemaName::Explain => include_str!("../../../../docs/schema/explain-1.json"),
         SchemaName::Audit => include_str!("../../../../docs/schema/audit-1.json"),
+        SchemaName::Fit => include_str!("../../../../docs/schema/fit-1.json"),
         SchemaName::Footprint => include_str!("../../../../docs/schema/footprint-1.json"),
         SchemaName::Plan => include_str!("../../../../docs/schema/plan-1.json"),
         SchemaName::Serving => include_str!("../../../../docs/schema/serving-1.json"),

@@ -112,7 +112,7 @@ pub struct LlamaRun {
 
 impl LlamaRun {
     pub fn new(mut l: Llama, gpu: Option<&str>, count: Option<usize>) -> Result<LlamaRun, Failed> {
-        let (model, name, notes) = read(&l)?;
+        let (model, name, notes) = read(&mut l)?;
         let cpu = l.cpu_only || gpu == Some("none");
         let devices = if cpu {
             0
@@ -247,16 +247,46 @@ pub fn said(name: &str, e: Error) -> Failed {
     }
 }
 
-fn read(l: &Llama) -> Result<(Gguf, String, Vec<String>), Failed> {
-    let Some(file) = &l.file else {
+fn read(l: &mut Llama) -> Result<(Gguf, String, Vec<String>), Failed> {
+    let status = |e: &tonnage_host::HostError| {
+        let d = models::said(e);
+        let s = jobs::status_of(std::slice::from_ref(&d));
+        (d, s)
+    };
+    let Some(file) = &l.file.clone() else {
         let name = l.named.clone().unwrap_or_default();
-        let what = match l.tool {
-            Tool::Ollama => "Ollama's store is not read",
-            _ => "models by name are not fetched",
-        };
-        let d = Diagnostic::error("unavailable", format!("{name}: {what}"))
-            .help("give the model file: llama-server -m FILE.gguf");
-        return Err(failed(d));
+        if l.tool == Tool::Ollama {
+            let stores = tonnage_host::ollama_stores(|k| std::env::var_os(k));
+            let m = tonnage_host::ollama(&stores, &name).map_err(|e| status(&e))?;
+            let found = tonnage_host::gguf(&m.file).map_err(|e| status(&e))?;
+            let mut notes = vec![];
+            if m.projector {
+                notes.push(
+                    "the model's projector, which Ollama loads beside it, is not counted".into(),
+                );
+            }
+            if let Some(n) = m.num_ctx {
+                l.settings.context_len = n;
+                l.context_given = true;
+            }
+            notes.extend(found.truncated);
+            return Ok((found.model, name, notes));
+        }
+        if name.contains("://") {
+            let d = Diagnostic::error("unavailable", format!("{name}: addresses are not fetched"))
+                .help("-hf REPO:QUANTISATION, or the model file: llama-server -m FILE.gguf");
+            return Err(failed(d));
+        }
+        let env = tonnage_host::Env::of_process();
+        let r =
+            tonnage_host::remote_gguf(&env, &name, l.hf_file.as_deref()).map_err(|e| status(&e))?;
+        let note = format!(
+            "{} of {}: {} bytes of headers were read",
+            r.files.join(", "),
+            env.endpoint,
+            r.fetched
+        );
+        return Ok((r.model, name, vec![note]));
     };
     if !Path::new(file).exists()
         && let Some(g) = headers::read(file)

@@ -26,6 +26,8 @@ pub struct Llama {
     pub file: Option<String>,
     /// `-hf`, `-mu` or Ollama's name of a model.
     pub named: Option<String>,
+    /// `-hff`: the file in the repository.
+    pub hf_file: Option<String>,
     /// Devices are the caller's.
     pub settings: Settings,
     /// `-dev none`: no device.
@@ -48,6 +50,14 @@ impl Llama {
     /// What depends on the machine: Ollama's context by the memory of all cards, in bytes, and at most what the model was trained for.
     pub fn resolve(&mut self, vram: u64, trained: u64) {
         if self.tool != Tool::Ollama {
+            return;
+        }
+        if self.context_given {
+            // the Modelfile's own
+            if let Some(c) = self.chosen.iter_mut().find(|c| c.name == "--ctx-size") {
+                c.value = self.settings.context_len.to_string();
+                c.from = "the model's PARAMETER num_ctx".into();
+            }
             return;
         }
         let by_card = match vram >> 30 {
@@ -79,7 +89,13 @@ impl Llama {
                 );
             }
         };
-        let mut t = format!("{program} -m {}", quoted(file));
+        let mut t = match (&self.file, &self.named) {
+            (None, Some(repo)) => format!("{program} -hf {}", quoted(repo)),
+            _ => format!("{program} -m {}", quoted(file)),
+        };
+        if let Some(f) = &self.hf_file {
+            t.push_str(&format!(" -hff {}", quoted(f)));
+        }
         for f in &self.flags {
             t.push(' ');
             t.push_str(f);
@@ -160,6 +176,7 @@ fn start(tool: Tool) -> Llama {
         tool,
         file: None,
         named: None,
+        hf_file: None,
         settings,
         cpu_only: false,
         devices: None,
@@ -241,7 +258,7 @@ fn read(
     match name {
         "--model" => (l.file, keep) = (Some(v.into()), false),
         "--hf-repo" | "--model-url" => (l.named, keep) = (Some(v.into()), false),
-        "--hf-file" => keep = false,
+        "--hf-file" => (l.hf_file, keep) = (Some(v.into()), false),
         "--ctx-size" => (s.context_len, l.context_given) = (number()?, true),
         "--batch-size" => s.n_batch = number()?,
         "--ubatch-size" => s.n_ubatch = number()?,
