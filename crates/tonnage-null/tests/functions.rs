@@ -1,5 +1,5 @@
 //! Kernels, captures, collectives and the generated functions, through the built library.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod common;
 

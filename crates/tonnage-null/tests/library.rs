@@ -1,5 +1,5 @@
 //! Memory, devices, refusals and the report, through the built library.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod common;
 
