@@ -7,6 +7,7 @@
 //! recordings of runs ([`record`]).
 
 pub mod device;
+pub mod doctor;
 mod env;
 mod error;
 mod files;

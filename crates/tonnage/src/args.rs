@@ -135,6 +135,9 @@ pub enum Command {
         after_help = "Examples:\n  tonnage history\n  tonnage history show 12\n  tonnage history compare 11 12\n  tonnage history export 12 --format csv\n  tonnage history record 12 >> runs.jsonl && tonnage validate runs.jsonl"
     )]
     History(crate::commands::history::HistoryArgs),
+    /// What machine, driver and libraries say, in one block to paste
+    #[command(after_help = "Examples:\n  tonnage doctor\n  tonnage doctor --from report.txt")]
+    Doctor(crate::commands::doctor::DoctorArgs),
     /// The JSON schema of an output
     #[command(after_help = "Example:\n  tonnage schema footprint")]
     Schema(SchemaArgs),
@@ -313,12 +316,18 @@ pub struct SchemaArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SchemaName {
     Audit,
+    Doctor,
     Explain,
     Fit,
     Footprint,
     Plan,
+    History,
+    Process,
+    Recording,
+    Run,
     Serving,
     Validate,
+    Watch,
 }
 
 /// The settings that were given as flags, as (name, value).

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         args::Command::Measure(a) => commands::measure::run(a, &out),
         args::Command::Run(a) => commands::run::run(a, &out),
         args::Command::History(a) => commands::history::run(a, &out),
+        args::Command::Doctor(a) => commands::doctor::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

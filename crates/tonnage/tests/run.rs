@@ -314,6 +314,7 @@ fn a_leak_is_named_with_its_size_a_step() {
     let o = run(&m, &["--interval", "0.02"], script);
     assert!(o.status.success(), "{}", err(&o));
     let s = json(&m, &["history", "show", "1"]);
+    standin::conforms("run", &s);
     let g = &s["devices"][0]["growth"];
     assert_eq!(
         (&g["of"], &g["unit"], &g["finding"]),
@@ -385,6 +386,9 @@ fn history_lists_compares_exports_and_makes_records() {
     );
     let text = out(&m.run(&["history", "export", "1", "--format", "csv"]));
     let whole = json(&m, &["history", "export", "1"]);
+    standin::conforms("recording", &whole);
+    standin::conforms("history", &json(&m, &["history"]));
+    standin::conforms("history", &json(&m, &["history", "compare", "1", "2"]));
     assert_eq!(
         text.lines().count(),
         1 + whole["samples"].as_array().map_or(0, Vec::len)

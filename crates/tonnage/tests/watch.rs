@@ -142,6 +142,9 @@ fn k29_every_figure_has_its_name_unit_and_source() {
     let o = m.run(&["watch", "--once", "--format", "json"]);
     let v = &lines(&out(&o))[0];
     assert_eq!(v["schema"], "tonnage.watch/1");
+    standin::conforms("watch", v);
+    let said: Value = serde_json::from_str(&m.read(&format!("publish/{me}.json"))).expect("JSON");
+    standin::conforms("process", &said);
     let d = &v["devices"][0];
     assert_eq!(d["source"], "nvml");
     assert_eq!(d["memory"]["reserved_bytes"], 458_752_000);
@@ -178,6 +181,9 @@ fn a_device_falls_off_the_bus_and_the_other_goes_on() {
     ]);
     assert!(o.status.success(), "{}", err(&o));
     let all = lines(&out(&o));
+    for v in &all {
+        standin::conforms("watch", v);
+    }
     assert!(all[2]["devices"][0]["memory"].is_object());
     for v in &all[3..] {
         let d = &v["devices"][0];
@@ -227,7 +233,9 @@ fn mig_instances_are_shown_each_with_its_own_memory() {
     );
     let o = m.run(&["watch", "--once", "--format", "json"]);
     assert!(o.status.success(), "{}", err(&o));
-    let d = &lines(&out(&o))[0]["devices"][0];
+    let v = &lines(&out(&o))[0];
+    standin::conforms("watch", v);
+    let d = &v["devices"][0];
     let i = d["instances"].as_array().expect("instances");
     assert_eq!(i.len(), 2);
     assert_eq!(i[1]["memory"]["used_bytes"], 5_000_000_000u64);

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod catalog;
 pub mod compare;
 pub mod diff;
+pub mod doctor;
 pub mod dry_run;
 pub mod estimate;
 pub mod explain;

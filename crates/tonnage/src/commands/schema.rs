@@ -6,13 +6,19 @@ use crate::output::Output;
 
 pub fn run(a: &SchemaArgs, out: &Output) -> Status {
     out.print(match a.name {
+        SchemaName::Doctor => include_str!("../../../../docs/schema/doctor-1.json"),
         SchemaName::Explain => include_str!("../../../../docs/schema/explain-1.json"),
         SchemaName::Audit => include_str!("../../../../docs/schema/audit-1.json"),
         SchemaName::Fit => include_str!("../../../../docs/schema/fit-1.json"),
         SchemaName::Footprint => include_str!("../../../../docs/schema/footprint-1.json"),
         SchemaName::Plan => include_str!("../../../../docs/schema/plan-1.json"),
+        SchemaName::History => include_str!("../../../../docs/schema/history-1.json"),
+        SchemaName::Process => include_str!("../../../../docs/schema/process-1.json"),
+        SchemaName::Recording => include_str!("../../../../docs/schema/recording-1.json"),
+        SchemaName::Run => include_str!("../../../../docs/schema/run-1.json"),
         SchemaName::Serving => include_str!("../../../../docs/schema/serving-1.json"),
         SchemaName::Validate => include_str!("../../../../docs/schema/validate-1.json"),
+        SchemaName::Watch => include_str!("../../../../docs/schema/watch-1.json"),
     });
     Status::Ok
 }

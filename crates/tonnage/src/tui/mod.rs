@@ -1,6 +1,8 @@
 //! The monitor in a terminal. The terminal is given back as it was on every way out: a key, a signal, an error, a defect.
 
 pub mod draw;
+#[cfg(test)]
+mod pictures;
 pub mod state;
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};

@@ -101,3 +101,68 @@ pub fn card(used: &str) -> String {
         "device|NVIDIA GeForce RTX 4090|GPU-11111111-2222-3333-4444-555555555555|00000000:01:00.0|25757220864|458752000\nbusy|0|37\nused|0|{used}\n"
     )
 }
+
+/// Checks an output against the program's own schema: types, required and unknown fields, constants.
+pub fn conforms(name: &str, v: &serde_json::Value) {
+    let o = Command::new(env!("CARGO_BIN_EXE_tonnage"))
+        .args(["schema", name])
+        .output()
+        .expect("starts");
+    let schema: serde_json::Value = serde_json::from_slice(&o.stdout).expect("a schema");
+    part(&schema, &schema, v, name);
+}
+
+fn part(s: &serde_json::Value, root: &serde_json::Value, v: &serde_json::Value, at: &str) {
+    if let Some(r) = s["$ref"].as_str() {
+        let target = root
+            .pointer(r.trim_start_matches('#'))
+            .expect("a definition");
+        return part(target, root, v, at);
+    }
+    if let Some(any) = s["anyOf"].as_array() {
+        return if v.is_null() {
+        } else {
+            part(&any[0], root, v, at)
+        };
+    }
+    if let Some(c) = s.get("const") {
+        assert_eq!(v, c, "{at}");
+    }
+    if let Some(e) = s["enum"].as_array() {
+        assert!(e.contains(v), "{at}: {v}");
+    }
+    let ok = match s["type"].as_str() {
+        Some("object") => {
+            let o = v.as_object().unwrap_or_else(|| panic!("{at}: {v}"));
+            for r in s["required"].as_array().into_iter().flatten() {
+                assert!(
+                    o.contains_key(r.as_str().expect("a name")),
+                    "{at}: {r} is missing"
+                );
+            }
+            for (k, x) in o {
+                match s["properties"].get(k) {
+                    Some(p) => part(p, root, x, &format!("{at}.{k}")),
+                    None => assert!(
+                        s["additionalProperties"] != false,
+                        "{at}: {k} is not in the schema"
+                    ),
+                }
+            }
+            true
+        }
+        Some("array") => {
+            let a = v.as_array().unwrap_or_else(|| panic!("{at}: {v}"));
+            for (i, x) in a.iter().enumerate() {
+                part(&s["items"], root, x, &format!("{at}[{i}]"));
+            }
+            true
+        }
+        Some("string") => v.is_string(),
+        Some("boolean") => v.is_boolean(),
+        Some("number") => v.is_number(),
+        Some("integer") => v.is_i64() || v.is_u64(),
+        _ => true,
+    };
+    assert!(ok, "{at}: {v}");
+}
