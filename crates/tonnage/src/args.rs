@@ -79,6 +79,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-pcie -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
     )]
     DryRun(Box<crate::commands::dry_run::DryRunArgs>),
+    /// Measured runs against predictions, and what they correct on this machine
+    #[command(
+        after_help = "Examples:\n  tonnage calibrate\n  tonnage calibrate job.toml --gpu rtx-3090 --reserved \"11.4 GiB\" --device \"12.1 GiB\"\n  tonnage history record 7 | tonnage calibrate job.toml --gpu rtx-3090 --record -\n  tonnage calibrate job.toml --gpu rtx-3090"
+    )]
+    Calibrate(crate::commands::calibrate::CalibrateArgs),
     /// What an out-of-memory log or a memory snapshot means, and what to change
     #[command(
         after_help = "Examples:\n  tonnage explain train.log\n  tonnage explain train.log.gz --job job.toml --gpu rtx-4090\n  kubectl logs pod | tonnage explain - --format json\n  tonnage explain snapshot.pickle --replay expandable_segments:True\n  tonnage explain snapshot.pickle --format html > snapshot.html\n  tonnage explain early.pickle late.pickle"

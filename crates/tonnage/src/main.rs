@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         args::Command::Estimate(a) => commands::estimate::run(a, &out),
         args::Command::Compare(a) => commands::compare::run(a, &out),
         args::Command::Fit(a) => commands::fit::run(a, &out),
+        args::Command::Calibrate(a) => commands::calibrate::run(a, &out),
         args::Command::Explain(a) => commands::explain::run(a, &out),
         args::Command::Audit(a) => commands::audit::run(a, &out),
         args::Command::Plan(a) => commands::plan::run(a, &out),

@@ -76,6 +76,9 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         Format::Csv => csv::footprint(f),
         Format::Svg => svg::timeline(f, &out.style),
     };
+    if a.format == Format::Text {
+        t.push_str(&super::calibrate::note(&job, f, out));
+    }
     if a.levels == Some(LevelsProfile::Agi2) && a.format == Format::Text {
         let gib = f.peak.device.expected as f64 / f64::from(1u32 << 30);
         let l = agi2_compat::level(gib);

@@ -1,6 +1,7 @@
 //! A file a verb.
 
 pub mod audit;
+pub mod calibrate;
 pub mod catalog;
 pub mod compare;
 pub mod diff;
