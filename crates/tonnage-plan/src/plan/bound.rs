@@ -89,11 +89,11 @@ fn curve(sim: &Simulated, spec: &Spec) -> Curve {
     }
 }
 
+/// Requested bytes of each phase at its peak.
+type Peaks = BTreeMap<Phase, i64>;
+
 /// Peaks of each phase for the wanted batches, at one depth.
-fn peaks(
-    spec: &Spec,
-    batches: &[u64],
-) -> Result<(Vec<BTreeMap<Phase, i64>>, Vec<StepWork>), CoreError> {
+fn peaks(spec: &Spec, batches: &[u64]) -> Result<(Vec<Peaks>, Vec<StepWork>), CoreError> {
     let run = |b: u64| {
         let mut s = spec.clone();
         s.batch = b;

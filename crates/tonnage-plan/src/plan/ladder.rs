@@ -121,9 +121,12 @@ fn ordered(possible: &[&Candidate], mut edits: Vec<Edit>) -> Vec<Edit> {
     edits
 }
 
+/// An edit in words, why it does nothing, and its settings.
+type Tried = (String, &'static str, Vec<(&'static str, Value)>);
+
 /// Edits that people try and that change nothing, each simulated: another 16-bit type, the adapters' scale.
 pub(super) fn no_effect(job: &Job, place: &Place, yours: &Point) -> Vec<NoEffect> {
-    let mut tried: Vec<(String, &'static str, Vec<(&'static str, Value)>)> = Vec::new();
+    let mut tried: Vec<Tried> = Vec::new();
     let other = |now: &str| match now {
         "bf16" => Some("fp16"),
         "fp16" => Some("bf16"),
