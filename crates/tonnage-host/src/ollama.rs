@@ -49,14 +49,15 @@ fn manifest_path(name: &str) -> Option<PathBuf> {
         parts.insert(0, "registry.ollama.ai");
     }
     parts.push(tag);
-    let good = |p: &&str| {
+    // a host's port is the only place of a colon
+    let good = |(i, p): (usize, &&str)| {
         let first = p.bytes().next();
         p.len() <= 350
             && first.is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
             && p.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_-.:".contains(&b))
+                .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b) || (i == 0 && b == b':'))
     };
-    (parts.len() == 4 && parts.iter().all(good)).then(|| parts.iter().collect())
+    (parts.len() == 4 && parts.iter().enumerate().all(good)).then(|| parts.iter().collect())
 }
 
 /// Finds a model by its name in the first store that has it.

@@ -74,6 +74,11 @@ pub fn answer(gguf: &Gguf, s: &Settings, q: Question) -> Result<Serving, Error> 
         .map(|(i, c)| verdict(&a, i as u8, c))
         .collect();
     a.notes.extend(notes(&e, s, cards.is_empty()));
+    if let Some(arch) = gguf.architecture().filter(|a| !RECORDED.contains(a)) {
+        a.notes.push(format!(
+            "unverified: no recorded run of a model of the architecture {arch}"
+        ));
+    }
     Ok(a)
 }
 
@@ -240,6 +245,20 @@ fn verdict(a: &Serving, device: u8, card: &Device) -> Fit {
         why: why.into(),
     }
 }
+
+/// Architectures with rows in `groundtruth/llamacpp-dev.jsonl`.
+const RECORDED: [&str; 10] = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "deepseek2",
+    "mamba",
+];
 
 fn notes(e: &Estimate, s: &Settings, no_card: bool) -> Vec<String> {
     let mut out = vec![format!(
