@@ -231,6 +231,21 @@ impl Gpus {
         Ok(Self { own })
     }
 
+    /// These rows and `more`'s.
+    ///
+    /// # Errors
+    /// Both have a row of the same id.
+    pub fn and(mut self, more: Gpus) -> Result<Gpus, GpuFileError> {
+        if let Some(twice) = more.own.iter().find(|g| self.replaced(&g.id)) {
+            return Err(GpuFileError::DuplicateId {
+                line: 1,
+                id: twice.id.clone(),
+            });
+        }
+        self.own.extend(more.own);
+        Ok(self)
+    }
+
     /// Whether the caller's rows replace the built-in row `id`.
     fn replaced(&self, id: &str) -> bool {
         let key = normalise(id);

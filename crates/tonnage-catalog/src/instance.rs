@@ -96,45 +96,52 @@ fn optional<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T
 fn row(n: usize) -> Option<Instance> {
     let &(a, b) = ROWS.get(n)?;
     let f = csv::fields(&TEXT[a as usize..b as usize])?;
-    let [
-        provider,
-        name,
-        gpu_id,
-        count,
-        _,
-        vcpus,
-        ram,
-        interconnect,
-        demand,
-        spot,
-        region,
-        date,
-        source,
-        notes,
-    ] = <[String; 14]>::try_from(f).ok()?;
-    let on_demand = optional(&demand, |t| fixed(t, 6))?;
-    let spot = optional(&spot, |t| fixed(t, 6))?;
-    let dated = !date.is_empty() && !source.is_empty();
-    let whole = |t: &str| t.parse().ok();
-    Some(Instance {
-        gpus: GpuCount(fixed(&count, 4)?.try_into().ok()?),
-        vcpus: optional(&vcpus, whole)?,
-        ram_milli_gb: optional(&ram, |t| fixed(t, 3))?,
-        price: on_demand.filter(|_| dated).map(|on_demand| Price {
-            on_demand,
+    Instance::from_fields(<[String; 14]>::try_from(f).ok()?)
+}
+
+impl Instance {
+    /// From the columns of `catalog/instances.csv`; `None` where a number is not one.
+    pub(crate) fn from_fields(fields: [String; 14]) -> Option<Instance> {
+        let [
+            provider,
+            name,
+            gpu_id,
+            count,
+            _,
+            vcpus,
+            ram,
+            interconnect,
+            demand,
             spot,
             region,
             date,
-            source: source.clone(),
-        }),
-        undated_price: on_demand.is_some() && !dated,
-        provider,
-        name,
-        gpu_id,
-        interconnect,
-        source,
-        notes,
-    })
+            source,
+            notes,
+        ] = fields;
+        let on_demand = optional(&demand, |t| fixed(t, 6))?;
+        let spot = optional(&spot, |t| fixed(t, 6))?;
+        let dated = !date.is_empty() && !source.is_empty();
+        let whole = |t: &str| t.parse().ok();
+        Some(Instance {
+            gpus: GpuCount(fixed(&count, 4)?.try_into().ok()?),
+            vcpus: optional(&vcpus, whole)?,
+            ram_milli_gb: optional(&ram, |t| fixed(t, 3))?,
+            price: on_demand.filter(|_| dated).map(|on_demand| Price {
+                on_demand,
+                spot,
+                region,
+                date,
+                source: source.clone(),
+            }),
+            undated_price: on_demand.is_some() && !dated,
+            provider,
+            name,
+            gpu_id,
+            interconnect,
+            source,
+            notes,
+        })
+    }
 }
 
 /// Every instance, parsed as the iterator goes.

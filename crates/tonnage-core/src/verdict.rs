@@ -118,6 +118,8 @@ pub struct Device {
     pub usable: Usable,
     /// Bytes that the driver calls free now (other processes and the display take the rest); `None`: an idle card.
     pub free_now: Option<u64>,
+    /// Bytes to be left to others besides, e.g. a display.
+    pub set_aside: u64,
 }
 
 /// A card as it is at this moment, as its driver says.
@@ -142,6 +144,7 @@ impl Device {
             overhead: device_overhead(&gpu, &stack)?,
             usable: usable(&gpu, &stack)?,
             free_now: None,
+            set_aside: 0,
             gpu,
         })
     }
@@ -163,7 +166,16 @@ impl Device {
     }
     /// What is left of `total` for the allocator when context and libraries take `outside`.
     fn available(&self, total: u64, outside: u64) -> u64 {
-        self.free_now.unwrap_or(total).saturating_sub(outside)
+        let free = self.free_now.unwrap_or(total).min(total);
+        free.saturating_sub(outside.saturating_add(self.set_aside))
+    }
+    /// What the allocator can have: expected, and in the worst case of the device level. [`verdict`] decides by these.
+    pub fn room(&self) -> (u64, u64) {
+        let (_, outside, outside_high) = self.outside();
+        (
+            self.available(self.usable.expected, outside),
+            self.available(self.usable.low, outside_high),
+        )
     }
     /// Context and libraries, (low, expected, high).
     pub fn outside(&self) -> (u64, u64, u64) {

@@ -3,7 +3,8 @@
 use crate::table::Comparison;
 use tonnage_core::footprint::Footprint;
 
-fn field(t: &str) -> String {
+/// A field, quoted where it must be.
+pub fn field(t: &str) -> String {
     if t.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", t.replace('"', "\"\""))
     } else {
@@ -65,8 +66,11 @@ pub fn comparison(c: &Comparison) -> String {
     ];
     head.extend(components.iter().map(|c| c.name()));
     head.push("error");
+    if !c.claims.is_empty() {
+        head.push("claimed");
+    }
     row(&mut o, &head);
-    for e in &c.entries {
+    for (i, e) in c.entries.iter().enumerate() {
         let mut fields = vec![e.label.clone()];
         match &e.footprint {
             Ok(f) => {
@@ -86,6 +90,9 @@ pub fn comparison(c: &Comparison) -> String {
                 fields.extend(std::iter::repeat_n(String::new(), 4 + components.len()));
                 fields.push(why.clone());
             }
+        }
+        if !c.claims.is_empty() {
+            fields.push(c.claims.get(i).cloned().unwrap_or_default());
         }
         row(
             &mut o,

@@ -14,6 +14,8 @@ pub struct Entry {
 /// Jobs to show side by side; the first is what the others are compared with.
 pub struct Comparison {
     pub entries: Vec<Entry>,
+    /// What somebody else says of each job, as given; empty: nobody.
+    pub claims: Vec<String>,
 }
 
 impl Comparison {
@@ -72,6 +74,15 @@ fn change(now: u64, first: u64, s: &Style) -> String {
     }
 }
 
+/// The column of claims: its head, or a job's cell; nothing where nobody claims anything.
+fn claimed(c: &Comparison, of: Option<usize>) -> String {
+    if c.claims.is_empty() {
+        return String::new();
+    }
+    let text = of.map_or("claimed", |i| c.claims.get(i).map_or("", String::as_str));
+    format!("{text:>12}")
+}
+
 /// A comparison as text: a job a row where there are many (with bars), else a job a column with the change against the first.
 pub fn text(c: &Comparison, s: &Style) -> String {
     let mut o = String::new();
@@ -95,19 +106,25 @@ pub fn text(c: &Comparison, s: &Style) -> String {
         .max()
         .unwrap_or(1);
     let head = format!(
-        "{:<widest$}{:>13}{:>13}{:>13}  {:<10}",
-        "job", "allocated", "reserved", "device", "peak in"
+        "{:<widest$}{:>13}{:>13}{:>13}{}  {:<10}",
+        "job",
+        "allocated",
+        "reserved",
+        "device",
+        claimed(c, None),
+        "peak in"
     );
     line(&s.paint(Paint::Dim, &head));
     let room = s.width.saturating_sub(head.chars().count() + 1).min(30);
-    for e in &c.entries {
+    for (i, e) in c.entries.iter().enumerate() {
         match &e.footprint {
             Ok(f) => line(&format!(
-                "{:<widest$}{:>13}{:>13}{:>13}  {:<10} {}",
+                "{:<widest$}{:>13}{:>13}{:>13}{}  {:<10} {}",
                 e.label,
                 bytes(f.peak.allocated.expected),
                 bytes(f.peak.reserved.expected),
                 bytes(f.peak.device.expected),
+                claimed(c, Some(i)),
                 f.instant.phase,
                 s.bar(f.peak.device.expected, most, room)
             )),
@@ -202,6 +219,14 @@ pub fn markdown(c: &Comparison, s: &Style) -> String {
         }
         o.push('\n');
     }
+    if !c.claims.is_empty() {
+        o.push_str("| claimed |");
+        for i in 0..c.entries.len() {
+            let claim = c.claims.get(i).map_or("", String::as_str);
+            o.push_str(&format!(" {} |", claim.replace('|', "\\|")));
+        }
+        o.push('\n');
+    }
     o
 }
 
@@ -210,9 +235,16 @@ pub fn json(c: &Comparison) -> String {
     let jobs: Vec<serde_json::Value> = c
         .entries
         .iter()
-        .map(|e| match &e.footprint {
-            Ok(f) => serde_json::json!({"label": e.label, "footprint": f}),
-            Err(why) => serde_json::json!({"label": e.label, "error": why}),
+        .enumerate()
+        .map(|(i, e)| {
+            let mut v = match &e.footprint {
+                Ok(f) => serde_json::json!({"label": e.label, "footprint": f}),
+                Err(why) => serde_json::json!({"label": e.label, "error": why}),
+            };
+            if let (Some(claim), Some(o)) = (c.claims.get(i), v.as_object_mut()) {
+                o.insert("claim".into(), claim.as_str().into());
+            }
+            v
         })
         .collect();
     crate::json::pretty(&serde_json::json!({"schema": "tonnage.compare/1", "jobs": jobs}))

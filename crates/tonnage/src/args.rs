@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use tonnage_core::job::{Kind, SETTINGS};
-use tonnage_units::ByteStyle;
+use tonnage_units::{ByteStyle, Bytes};
 
 /// Where every byte of GPU memory goes.
 #[derive(Parser, Debug)]
@@ -32,6 +32,9 @@ pub struct Global {
     /// Columns of text (default: the terminal's, else 100)
     #[arg(long, global = true, value_name = "N")]
     pub width: Option<usize>,
+    /// Your own cards and instances (docs/catalogs.md), instead of $XDG_CONFIG_HOME/tonnage/gpus.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub catalog: Vec<PathBuf>,
 }
 
 /// `--units`
@@ -69,11 +72,16 @@ pub enum Command {
         after_help = "Examples:\n  tonnage compare a.toml b.toml\n  tonnage compare gpt-configs/150M.json --sweep batch-size=8,16,32,64\n  tonnage compare job.toml --sweep precision=fp32,bf16-mixed,bf16 --format md"
     )]
     Compare(Box<CompareArgs>),
-    /// The settings of a serving engine that fit a card, and the next step that does not
+    /// Cards for a job; the largest batch, length or rank on a card; what a memory can train; what a model needs
     #[command(
-        after_help = "Examples:\n  tonnage fit qwen3-30b-a3b.Q4_K_M --gpu rtx-3060-12gb\n  tonnage fit model.gguf --gpu rtx-4090 --cache-type-k q8_0\n  tonnage fit --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
+        after_help = "Examples:\n  tonnage fit examples/deepseek-qlora.toml\n  tonnage fit examples/deepseek-qlora.toml --gpu rtx-3060-12gb --largest batch\n  tonnage fit --memory 12GiB\n  tonnage fit examples/gpt2.toml --gpu rtx-3060-12gb --lengths 128,256,512,1024\n  tonnage fit --model 7B --methods lora,qlora\n  tonnage fit qwen3-30b-a3b.Q4_K_M --gpu rtx-3060-12gb (any flag of llama-server)\n  tonnage fit --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
     )]
-    Fit(FitArgs),
+    Fit(Box<FitArgs>),
+    /// One file about a job: footprint, timeline, sweeps against cards, what fits, what to change
+    #[command(
+        after_help = "Example:\n  tonnage report examples/deepseek-qlora.toml --gpu rtx-3060-12gb -o report.html"
+    )]
+    Report(Box<crate::commands::report::ReportArgs>),
     /// Your own script without a GPU: the real framework and allocator on a null device
     #[command(
         after_help = "Examples:\n  tonnage dry-run --gpu rtx-3060-12gb -- python train.py\n  tonnage dry-run --gpu a100-sxm4-80gb -- torchrun --nproc-per-node 2 train.py\n  tonnage dry-run --world 64 --rank 0 --gpu h100-pcie -- python train.py\n  tonnage dry-run --set batch=2,4,8 --scale-to 64 --save t.jsonl.gz -- python train.py --batch {batch}\n\nEnds with the script's own status (--verdict-exit: ours). Linux on x86-64 with glibc and a CUDA build of torch."
@@ -122,9 +130,16 @@ pub enum Command {
         after_help = "Examples:\n  tonnage models llama\n  tonnage models org/name --revision v1.0\n  tonnage models path/to/folder\n  tonnage models --check"
     )]
     Models(ModelsArgs),
-    /// The GPU catalog
-    #[command(after_help = "Example:\n  tonnage gpus a100")]
-    Gpus(GpusArgs),
+    /// The GPU catalog: one card with its sources, or the cards that pass the filters
+    #[command(
+        after_help = "Examples:\n  tonnage gpus rtx-4090\n  tonnage gpus --vendor nvidia --min-memory 40GiB --capability 8.0"
+    )]
+    Gpus(crate::commands::gpus::GpusArgs),
+    /// Cloud instances: their GPUs, and prices with date and source
+    #[command(
+        after_help = "Examples:\n  tonnage instances --gpu h100-sxm --count 8\n  tonnage instances --provider aws,gcp --min-memory 80GiB\n  tonnage instances aws/p4d.24xlarge"
+    )]
+    Instances(crate::commands::instances::InstancesArgs),
     /// Every GPU's memory as it is now, and as it goes on
     #[command(
         after_help = "Examples:\n  tonnage watch\n  tonnage watch --once --alert 0.9\n  tonnage watch --log memory.csv --interval 0.5\n  tonnage watch --prometheus 127.0.0.1:9401\n  tonnage watch --remote node7:9400\n\nExit status 4: no GPU that can be read is here."
@@ -151,23 +166,71 @@ pub enum Command {
 /// `fit`
 #[derive(Args, Debug)]
 pub struct FitArgs {
-    /// A model file of llama.cpp, or the name of one that the program carries (qwen3-8b.Q4_K_M); flags of llama-server follow
-    pub model: Option<String>,
+    /// A job file; or a model file of llama.cpp, or the name of one that the program carries (qwen3-8b.Q4_K_M): flags of llama-server follow
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub settings: SettingFlags,
     /// The card that the question is about
     #[arg(long, value_name = "ID")]
     pub gpu: Option<String>,
     /// How many of the card (llama.cpp)
     #[arg(long, value_name = "N")]
     pub gpu_count: Option<usize>,
+    /// A card of this much usable memory: what can be trained on it
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Bytes>,
+    /// Of the card's memory, what is free before the job starts (nvidia-smi)
+    #[arg(long, value_name = "SIZE")]
+    pub free: Option<Bytes>,
+    /// Of the card's memory, what is to be left to others (a display)
+    #[arg(long, value_name = "SIZE")]
+    pub reserve: Option<Bytes>,
+    /// The largest value of this setting on the card: batch, length, rank, context, concurrency, or any setting that counts
+    #[arg(long, value_name = "SETTING")]
+    pub largest: Option<String>,
+    /// The step of --largest (default: 1; of lengths 64, of ranks 8)
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    /// Ways to train: qlora, lora, full, full-mixed (default: all)
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub methods: Vec<String>,
+    /// A batch for each of these lengths: A,B,... or START..END (doubling)
+    #[arg(long, value_name = "A,B,...")]
+    pub lengths: Option<String>,
+    /// With --lengths: a rule to test, agi2:BATCHxLAST or tokens:N; `agi2` alone for an AGI2 file's own
+    #[arg(long, value_name = "RULE")]
+    pub rule: Option<String>,
+    /// With --lengths: samples of a step (default: the job's)
+    #[arg(long, value_name = "N")]
+    pub global_batch: Option<u64>,
+    /// What somebody else says, shown beside the answer: of cards A,B,... in the order of --gpus; of models METHOD=A,B,...
+    #[arg(long, value_name = "CLAIMS")]
+    pub claims: Vec<String>,
+    /// The cards for a job that is given by flags alone
+    #[arg(long)]
+    pub cards: bool,
+    /// These cards only
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        help_heading = "Which cards"
+    )]
+    pub gpus: Vec<String>,
+    #[command(flatten)]
+    pub filter: crate::commands::gpus::GpuFilter,
+    /// Every card, not only those around the limit
+    #[arg(long)]
+    pub all: bool,
     /// Form of the output
-    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
-    pub format: ListFormat,
+    #[arg(long, value_enum, default_value_t = TableFormat::Text)]
+    pub format: TableFormat,
     /// A serving engine's command line
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
-/// `--format` of estimate
+/// `--format` of estimate and compare
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Text,
@@ -245,12 +308,15 @@ pub struct CompareArgs {
     /// One job for each value of a setting (of several: ONE+TWO=A,B); given twice, every combination
     #[arg(long, value_name = "SETTING=A,B,...")]
     pub sweep: Vec<String>,
+    /// What somebody else says of each job, shown beside it
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    pub claims: Vec<String>,
     /// Form of the output
-    #[arg(long, value_enum, default_value_t = TableFormat::Text)]
-    pub format: TableFormat,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
 }
 
-/// `--format` of compare
+/// `--format` of tables
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TableFormat {
     Text,
@@ -294,16 +360,6 @@ pub struct ModelsArgs {
     /// Count every configuration's parameters and compare with the independent counts
     #[arg(long)]
     pub check: bool,
-    /// Form of the output
-    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
-    pub format: ListFormat,
-}
-
-/// `gpus`
-#[derive(Args, Debug)]
-pub struct GpusArgs {
-    /// Part of an id or name
-    pub name: Option<String>,
     /// Form of the output
     #[arg(long, value_enum, default_value_t = ListFormat::Text)]
     pub format: ListFormat,

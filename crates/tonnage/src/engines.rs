@@ -6,7 +6,8 @@ use std::ffi::OsString;
 /// Verbs that take an engine's command line.
 const VERBS: [&str; 2] = ["estimate", "fit"];
 /// Flags of these verbs that take a value, and that do not.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
+    "--catalog",
     "--gpu",
     "--gpu-count",
     "--format",

@@ -1,6 +1,7 @@
 //! The program: arguments in, text out, an exit status that means something.
 
 mod args;
+mod catalogs;
 mod commands;
 mod dry;
 mod engines;
@@ -42,7 +43,14 @@ fn main() -> ExitCode {
         std::process::exit(70);
     }));
     let cli = args::Cli::parse_from(engines::arguments(std::env::args_os()));
-    let out = output::Output::new(&cli.global);
+    let mut out = output::Output::new(&cli.global);
+    match catalogs::Catalogs::new(&cli.global.catalog) {
+        Ok(c) => out.catalogs = c,
+        Err(bad) => {
+            out.complain(&bad);
+            return ExitCode::from(Status::BadInput as u8);
+        }
+    }
     let status = match &cli.command {
         args::Command::Estimate(a) => commands::estimate::run(a, &out),
         args::Command::Compare(a) => commands::compare::run(a, &out),
@@ -53,7 +61,6 @@ fn main() -> ExitCode {
         args::Command::Plan(a) => commands::plan::run(a, &out),
         args::Command::Validate(a) => commands::validate::run(a, &out),
         args::Command::Models(a) => commands::catalog::models(a, &out),
-        args::Command::Gpus(a) => commands::catalog::gpus(a, &out),
         args::Command::DryRun(a) => commands::dry_run::run(a, &out),
         args::Command::Watch(a) => commands::watch::run(a, &out),
         args::Command::Replay(a) => commands::replay::run(a, &out),
@@ -62,6 +69,9 @@ fn main() -> ExitCode {
         args::Command::Run(a) => commands::run::run(a, &out),
         args::Command::History(a) => commands::history::run(a, &out),
         args::Command::Doctor(a) => commands::doctor::run(a, &out),
+        args::Command::Report(a) => commands::report::run(a, &out),
+        args::Command::Gpus(a) => commands::gpus::run(a, &out),
+        args::Command::Instances(a) => commands::instances::run(a, &out),
         args::Command::Schema(a) => commands::schema::run(a, &out),
     };
     ExitCode::from(status as u8)

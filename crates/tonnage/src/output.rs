@@ -1,13 +1,15 @@
 //! Printing: standard output for answers, standard error for complaints; the terminal's width and abilities.
 
 use crate::args::Global;
+use crate::catalogs::Catalogs;
 use std::io::{IsTerminal, Write};
 use tonnage_core::Diagnostic;
 use tonnage_report::Style;
 
-/// Where and how to print.
+/// Where and how to print, and the catalogs that the answers are looked up in.
 pub struct Output {
     pub style: Style,
+    pub catalogs: Catalogs,
 }
 
 impl Output {
@@ -23,6 +25,7 @@ impl Output {
             .find(|v| !v.is_empty())
             .is_some_and(|v| v.to_ascii_lowercase().replace('-', "").contains("utf8"));
         Output {
+            catalogs: Catalogs::default(),
             style: Style {
                 units: g.units.style(),
                 width: g

@@ -9,7 +9,7 @@ use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain, kernel_device};
 use crate::train::{Simulated, simulate_until_repeat};
 use crate::verdict::{Device, Present, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
-use tonnage_catalog::gpu;
+use tonnage_catalog::Gpus;
 use tonnage_model::adapt::quant;
 use tonnage_model::{arch, describe};
 
@@ -25,6 +25,21 @@ pub struct Options {
     pub advice: bool,
     /// Leave the uncertain settings at their expected values.
     pub expected_only: bool,
+    /// Where cards are looked up: the built-in catalog, or with the user's own cards.
+    pub gpus: Gpus,
+}
+
+impl Options {
+    /// The card of that name, as the catalog has it.
+    ///
+    /// # Errors
+    /// Nothing or several have that name, or nothing is known of its memory.
+    pub fn device(&self, name: &str) -> Result<Device, Vec<Diagnostic>> {
+        let g = self.gpus.find(name).map_err(|e| {
+            vec![Diagnostic::error("unknown-gpu", e.to_string()).help("`tonnage gpus` lists them")]
+        })?;
+        Device::of(g).map_err(|e| vec![Diagnostic::error("unsupported", e.to_string())])
+    }
 }
 
 /// A footprint with what it was read from.
@@ -86,13 +101,6 @@ pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), V
     Ok((sim, a))
 }
 
-pub(super) fn device(name: &str) -> Result<Device, Vec<Diagnostic>> {
-    let g = gpu(name).map_err(|e| {
-        vec![Diagnostic::error("unknown-gpu", e.to_string()).help("`tonnage gpus` lists them")]
-    })?;
-    Device::of(g).map_err(|e| vec![Diagnostic::error("unsupported", e.to_string())])
-}
-
 /// The footprint of a job.
 ///
 /// # Errors
@@ -103,9 +111,9 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
         .clone()
         .or_else(|| Some(job.word("gpu")).filter(|g| !g.is_empty()))
         .or_else(|| options.present.as_ref().map(|p| p.gpu.clone()));
-    let here = device(stated.as_deref().unwrap_or(DEFAULT_GPU))?;
+    let here = options.device(stated.as_deref().unwrap_or(DEFAULT_GPU))?;
     let here = match &options.present {
-        Some(p) if gpu(&p.gpu).is_ok_and(|g| g.id == here.gpu.id) => here.as_it_is(p),
+        Some(p) if options.gpus.find(&p.gpu).is_ok_and(|g| g.id == here.gpu.id) => here.as_it_is(p),
         _ => here,
     };
     let (sim, a) = run(job, &here)?;
@@ -118,7 +126,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
     levels(&mut f, &here, &a, low, high);
     f.uncertainties = swings;
     device_swings(&mut f, &here);
-    verdicts(&mut f, job, &here, stated.is_some(), &sim, &a)?;
+    verdicts(&mut f, job, &here, options, (&sim, &a))?;
     let worst = f
         .verdicts
         .iter()
@@ -518,10 +526,10 @@ fn verdicts(
     f: &mut Footprint,
     job: &Job,
     here: &Device,
-    stated: bool,
-    sim: &Simulated,
-    a: &Analysis,
+    options: &Options,
+    (sim, a): (&Simulated, &Analysis),
 ) -> Result<(), Vec<Diagnostic>> {
+    let stated = f.gpu_stated;
     let config = job
         .allocator()
         .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
@@ -529,7 +537,7 @@ fn verdicts(
     if stated
         && !names
             .iter()
-            .any(|n| gpu(n).is_ok_and(|g| g.id == here.gpu.id))
+            .any(|n| options.gpus.find(n).is_ok_and(|g| g.id == here.gpu.id))
     {
         names.insert(0, here.gpu.id.clone());
     }
@@ -557,7 +565,7 @@ fn verdicts(
         })
         .unwrap_or_else(|| vec![("expected".into(), job.clone())]);
     for name in names {
-        let mut d = device(&name)?;
+        let mut d = options.device(&name)?;
         if d.gpu.id == here.gpu.id {
             d = here.clone();
         }

@@ -1,14 +1,13 @@
-//! `tonnage models` and `tonnage gpus`
+//! `tonnage models`
 
 use crate::Status;
-use crate::args::{GpusArgs, ListFormat, ModelsArgs};
+use crate::args::{ListFormat, ModelsArgs};
 use crate::output::Output;
-use tonnage_catalog::device::{Stack, device_overhead, usable};
-use tonnage_catalog::{Gpus, models as all_models};
+use tonnage_catalog::models as all_models;
 use tonnage_model::ModelError;
 use tonnage_model::count::{Check, Known, check, count};
 use tonnage_report::json;
-use tonnage_units::{Bytes, Count};
+use tonnage_units::Count;
 
 /// Parameters counted from the configuration; the reason where they cannot be.
 fn counted(m: &tonnage_catalog::Model) -> Result<u64, String> {
@@ -132,70 +131,4 @@ fn check_all(a: &ModelsArgs, out: &Output) -> Status {
     } else {
         Status::DoesNotFit
     }
-}
-
-pub fn gpus(a: &GpusArgs, out: &Output) -> Status {
-    let part = a.name.clone().unwrap_or_default().to_lowercase();
-    let catalog = Gpus::builtin();
-    let list: Vec<_> = catalog
-        .iter()
-        .filter(|g| g.id.contains(&part) || g.name.to_lowercase().contains(&part))
-        .collect();
-    if list.is_empty() {
-        out.complain(&[tonnage_core::Diagnostic::error(
-            "unknown-gpu",
-            format!("no GPU's id or name has \"{part}\" in it"),
-        )]);
-        return Status::BadInput;
-    }
-    let stack = Stack::default();
-    if a.format == ListFormat::Json {
-        let rows: Vec<_> = list
-            .iter()
-            .map(|g| {
-                let u = usable(g, &stack).ok();
-                let o = device_overhead(g, &stack).ok();
-                serde_json::json!({
-                    "id": g.id, "name": g.name, "marketed_gb": g.memory_gb_marketed.get(),
-                    "usable_bytes": u.as_ref().map(|u| u.expected), "usable_low_bytes": u.as_ref().map(|u| u.low), "usable_source": u.map(|u| u.source),
-                    "context_bytes": o.map(|o| o.context.expected), "libraries_bytes": o.map(|o| o.libraries.expected),
-                    "compute_capability": g.compute_capability.map(|c| format!("{}.{}", c.major, c.minor)),
-                })
-            })
-            .collect();
-        out.print(&json::pretty(
-            &serde_json::json!({"schema": "tonnage.gpus/1", "gpus": rows}),
-        ));
-        return Status::Ok;
-    }
-    let width = list.iter().map(|g| g.id.len()).max().unwrap_or(0);
-    let mut t = format!(
-        "{:<width$}  {:>8}{:>13}{:>13}  {}\n",
-        "id", "marketed", "usable", "context", "name"
-    );
-    let show = |n: Option<u64>| {
-        n.map_or_else(
-            || "-".into(),
-            |n| Bytes(n).display(out.style.units).to_string(),
-        )
-    };
-    for g in list {
-        let u = usable(&g, &stack).ok().map(|u| u.expected);
-        let c = device_overhead(&g, &stack)
-            .ok()
-            .map(|o| o.context.expected + o.libraries.expected);
-        t.push_str(&format!(
-            "{:<width$}  {:>5} GB{:>13}{:>13}  {}\n",
-            g.id,
-            g.memory_gb_marketed,
-            show(u),
-            show(c),
-            g.name
-        ));
-    }
-    t.push_str(
-        "usable: what CUDA calls total, expected\ncontext: with the libraries of a training step\n",
-    );
-    out.print(&t);
-    Status::Ok
 }

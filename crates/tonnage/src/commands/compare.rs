@@ -1,7 +1,7 @@
 //! `tonnage compare`
 
 use crate::Status;
-use crate::args::{CompareArgs, TableFormat};
+use crate::args::{CompareArgs, Format};
 use crate::jobs;
 use crate::output::Output;
 use tonnage_core::footprint::{Options, estimate};
@@ -61,6 +61,7 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
         present,
         advice: false,
         expected_only: true,
+        gpus: out.catalogs.gpus.clone(),
     };
     let mut status = Status::Ok;
     let entries: Vec<Entry> = jobs
@@ -76,12 +77,16 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
         })
         .collect();
     let answered = entries.iter().any(|e| e.footprint.is_ok());
-    let c = Comparison { entries };
+    let c = Comparison {
+        entries,
+        claims: a.claims.clone(),
+    };
     out.print(&match a.format {
-        TableFormat::Text => table::text(&c, &out.style),
-        TableFormat::Json => table::json(&c),
-        TableFormat::Md => table::markdown(&c, &out.style),
-        TableFormat::Csv => tonnage_report::csv::comparison(&c),
+        Format::Text => table::text(&c, &out.style),
+        Format::Json => table::json(&c),
+        Format::Md => table::markdown(&c, &out.style),
+        Format::Csv => tonnage_report::csv::comparison(&c),
+        Format::Svg => tonnage_report::chart::comparison(&c, &out.style),
     });
     // a row without an answer says so itself; only a table without any answer is a failure
     if answered { Status::Ok } else { status }

@@ -47,6 +47,7 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         present,
         advice: a.advice,
         expected_only: a.expected_only || a.explain.is_some(),
+        gpus: out.catalogs.gpus.clone(),
     };
     let e = match estimate(&job, &options) {
         Ok(e) => e,

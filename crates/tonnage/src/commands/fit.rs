@@ -1,8 +1,8 @@
-//! `tonnage fit` of a serving engine.
+//! `tonnage fit`: of a serving engine here, of training in `fit_training`.
 
 use super::serving::{LlamaRun, VllmRun, core, failed, refuse, said};
 use crate::Status;
-use crate::args::{FitArgs, ListFormat};
+use crate::args::{FitArgs, TableFormat};
 use crate::headers;
 use crate::output::Output;
 use tonnage_core::Diagnostic;
@@ -10,12 +10,26 @@ use tonnage_core::fit::serving::{self as fits, Candidate, Fits};
 use tonnage_core::serve::command::{self, Command};
 use tonnage_report::{json, serving};
 
+/// Neither a job file nor a name of anything.
+fn unknown(name: &str) -> bool {
+    let file = std::path::Path::new(name);
+    let known = |e: &std::ffi::OsStr| {
+        ["toml", "json", "yaml", "yml"]
+            .iter()
+            .any(|k| e.eq_ignore_ascii_case(k))
+    };
+    name != "-" && !file.extension().is_some_and(known) && !file.is_file()
+}
+
 pub fn run(a: &FitArgs, out: &Output) -> Status {
+    if a.command.is_empty() && !a.job.as_deref().is_some_and(unknown) {
+        return super::fit_training::run(a, out);
+    }
     match found(a) {
         Ok(f) => {
             out.print(&match a.format {
-                ListFormat::Text => serving::fits(&f, &out.style),
-                ListFormat::Json => json::pretty(&f),
+                TableFormat::Json => json::pretty(&f),
+                _ => serving::fits(&f, &out.style),
             });
             if f.any() {
                 Status::Ok
@@ -30,7 +44,7 @@ pub fn run(a: &FitArgs, out: &Output) -> Status {
 fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
     let usage = |m: &str, help: &str| failed(Diagnostic::error("bad-command", m).help(help));
     if a.command.is_empty() {
-        return Err(match &a.model {
+        return Err(match &a.job {
             Some(m) => {
                 let near = tonnage_units::nearest(m, headers::names());
                 let help = near.map_or_else(
