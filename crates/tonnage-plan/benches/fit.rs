@@ -28,12 +28,12 @@ fn settings(job: &[(&str, &str)]) -> Vec<Job> {
     out
 }
 
-fn answer(jobs: &[Job], all: &[Class], reference: usize, threads: usize) -> usize {
+fn answer(jobs: &[Job], all: &[Class], threads: usize) -> usize {
     let (next, simulated) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut own = 0;
         while let Some(j) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            assert!(grid::outcomes(j, all, reference, &mut own).is_ok());
+            assert!(grid::outcomes(j, all, &mut own).is_ok());
         }
         simulated.fetch_add(own, Ordering::Relaxed);
     };
@@ -49,10 +49,6 @@ fn answer(jobs: &[Job], all: &[Class], reference: usize, threads: usize) -> usiz
 fn main() {
     let (all, none) = classes(Gpus::builtin().iter(), Here::default());
     let cards: usize = all.iter().map(|c| c.cards.len()).sum();
-    let reference = all
-        .iter()
-        .position(|c| c.cards.iter().any(|d| d.gpu.id == "a100-sxm4-80gb"))
-        .unwrap_or(0);
     println!(
         "{} cards: {cards} in {} classes of kernels, {} without figures",
         cards + none.len(),
@@ -88,7 +84,7 @@ fn main() {
             let mut n = 0;
             for _ in 0..5 {
                 let at = Instant::now();
-                n = answer(&jobs, &all, reference, threads);
+                n = answer(&jobs, &all, threads);
                 times.push(at.elapsed());
             }
             times.sort();

@@ -62,6 +62,26 @@ fn head(title: &str, height: f64) -> String {
     )
 }
 
+/// The cards that the bars are to be seen against: those up to half as large again, and the least that is larger. One far beyond the bars
+/// would make them invisible.
+fn near(cards: &[(String, u64)], most: u64) -> Vec<&(String, u64)> {
+    let mut out: Vec<&(String, u64)> = cards.iter().filter(|c| c.1 <= most / 2 * 3).collect();
+    if !out.iter().any(|c| c.1 >= most) {
+        let larger = cards.iter().filter(|c| c.1 >= most).min_by_key(|c| c.1);
+        out.extend(larger.filter(|c| c.1 <= most.saturating_mul(4)));
+    }
+    out.sort_by_key(|c| std::cmp::Reverse(c.1));
+    out
+}
+
+/// Between the lines of a scale up to `high`: a power of two of bytes that makes four to eight of them.
+fn tick(high: f64) -> u64 {
+    (0..60)
+        .map(|i| 1u64 << i)
+        .find(|t| high / *t as f64 <= 8.0)
+        .unwrap_or(1 << 60)
+}
+
 /// A bar of stacked components for each footprint; `cards` are vertical lines (name, bytes). Labels and footprints as given.
 pub fn stacked(
     title: &str,
@@ -83,11 +103,7 @@ pub fn stacked(
         .map(|f| f.peak.device.expected)
         .max()
         .unwrap_or(1);
-    // a card far beyond the bars would make them invisible
-    let cards: Vec<&(String, u64)> = cards
-        .iter()
-        .filter(|c| c.1 <= most.saturating_mul(3))
-        .collect();
+    let cards = near(cards, most);
     let scale = cards
         .iter()
         .map(|c| c.1)
@@ -235,10 +251,7 @@ pub fn curve(
     let (left, right, top, bottom) = (86.0, 190.0, 44.0, H - 48.0);
     let most = dots.iter().map(|d| d.device).max().unwrap_or(1);
     let widest = dots.iter().map(|d| d.x).max().unwrap_or(1).max(1) as f64;
-    let shown: Vec<&(String, u64)> = cards
-        .iter()
-        .filter(|c| c.1 < most.saturating_mul(3) / 2)
-        .collect();
+    let shown = near(cards, most);
     let high = shown
         .iter()
         .map(|c| c.1)
@@ -255,8 +268,9 @@ pub fn curve(
         "<text x=\"12\" y=\"22\" font-size=\"15\" fill=\"#1c1f24\">{}</text>",
         escape(title)
     );
-    for i in 0..=4u32 {
-        let n = (high * f64::from(i) / 4.0) as u64;
+    let step = tick(high);
+    for i in 0..=(high / step as f64) as u64 {
+        let n = i * step;
         let _ = writeln!(
             o,
             "<line x1=\"{left}\" x2=\"{}\" y1=\"{yy:.1}\" y2=\"{yy:.1}\" stroke=\"#e6e9ed\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"12\" fill=\"#555\">{}</text>",

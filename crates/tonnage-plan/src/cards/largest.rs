@@ -50,6 +50,31 @@ pub struct Largest {
     pub stride: u64,
 }
 
+/// The answer for several cards.
+#[derive(Clone, Debug, Serialize)]
+pub struct ByCard {
+    pub schema: &'static str,
+    pub question: &'static str,
+    pub job: String,
+    pub rows: Vec<Largest>,
+    /// What somebody else says of each, as given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<String>,
+}
+
+impl ByCard {
+    /// Of a job, without rows yet.
+    pub fn new(job: &Job, claims: Vec<String>) -> ByCard {
+        ByCard {
+            schema: SCHEMA,
+            question: "largest_by_card",
+            job: job.title(),
+            rows: vec![],
+            claims,
+        }
+    }
+}
+
 /// What people call a knob, by what the job does.
 fn knob(job: &Job, name: &str) -> Result<&'static str, String> {
     let generates = job.word("work.kind") == "generate";

@@ -9,6 +9,7 @@ pub mod largest;
 pub mod need;
 pub mod over;
 pub mod sizes;
+pub mod sizes_text;
 pub mod text;
 
 use serde::Serialize;

@@ -190,8 +190,8 @@ pub fn html(w: &WhatIf, s: &Style) -> String {
 
     o.push_str("<h2>Where every byte is at the peak</h2>\n<figure>");
     o.push_str(&chart::stacked(
-        "Peak by component",
-        &[(f.job.clone(), Ok(f))],
+        "Device memory at the peak, by component",
+        &[("the job as it is".into(), Ok(f))],
         &lines(&w.cards),
         s,
     ));

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tonnage_catalog::{Gpu, LookupError};
 use tonnage_core::verdict::Device;
 use tonnage_core::{Diagnostic, Job};
-use tonnage_plan::cards::{self, Class, Here, Row, have, largest, need, over, sizes, text};
+use tonnage_plan::cards::{
+    self, Class, Here, Row, have, largest, need, over, sizes, sizes_text, text,
+};
 use tonnage_plan::schedule;
 use tonnage_report::json;
 
@@ -178,12 +180,7 @@ fn over_cards(a: &FitArgs, out: &Output, job: &Job) -> Result<(String, bool), Fa
     let mut o = over::Over::new(job, rows, none);
     if !a.gpus.is_empty() {
         o.in_order(&order);
-        o.claims = a
-            .claims
-            .iter()
-            .flat_map(|c| c.split(','))
-            .map(|c| c.trim().to_string())
-            .collect();
+        o.claims = claims_in_order(a);
     }
     let s = &out.style;
     let t = match a.format {
@@ -196,6 +193,9 @@ fn over_cards(a: &FitArgs, out: &Output, job: &Job) -> Result<(String, bool), Fa
 }
 
 fn knob(a: &FitArgs, out: &Output, job: &Job, setting: &str) -> Result<(String, bool), Failed> {
+    if !a.gpus.is_empty() {
+        return knob_by_card(a, out, job, setting);
+    }
     let l = largest::largest(job, &card(a, out)?, setting, a.step).map_err(failed)?;
     let s = &out.style;
     let t = match a.format {
@@ -205,6 +205,39 @@ fn knob(a: &FitArgs, out: &Output, job: &Job, setting: &str) -> Result<(String, 
         TableFormat::Csv => text::largest_csv(&l),
     };
     Ok((t, l.runs.is_some()))
+}
+
+/// The largest value on each of several cards.
+fn knob_by_card(
+    a: &FitArgs,
+    out: &Output,
+    job: &Job,
+    setting: &str,
+) -> Result<(String, bool), Failed> {
+    let mut all = largest::ByCard::new(job, claims_in_order(a));
+    for gpu in chosen(a, out)? {
+        let d = Device::of(gpu).map_err(|e| {
+            let d = Diagnostic::error("unsupported", e.to_string());
+            (vec![d], Status::Unavailable)
+        })?;
+        let d = here(a).on(d);
+        all.rows
+            .push(largest::largest(job, &d, setting, a.step).map_err(failed)?);
+    }
+    let s = &out.style;
+    let t = match a.format {
+        TableFormat::Text => text::by_card(&all, s),
+        TableFormat::Json => json::pretty(&all),
+        TableFormat::Md => text::by_card_markdown(&all, s),
+        TableFormat::Csv => text::by_card_csv(&all),
+    };
+    Ok((t, all.rows.iter().any(|r| r.runs.is_some())))
+}
+
+/// What somebody else says of cards, in the order of `--gpus`.
+fn claims_in_order(a: &FitArgs) -> Vec<String> {
+    let all = a.claims.iter().flat_map(|c| c.split(','));
+    all.map(|c| c.trim().to_string()).collect()
 }
 
 /// What somebody else says of models by a method: METHOD=A,B,...
@@ -370,10 +403,10 @@ fn memory(a: &FitArgs, out: &Output) -> Result<(String, bool), Failed> {
     let any = methods.iter().any(|m| h.largest(m.name).is_some());
     let s = &out.style;
     let t = match a.format {
-        TableFormat::Text => text::have(&h, s),
+        TableFormat::Text => sizes_text::have(&h, s),
         TableFormat::Json => json::pretty(&h),
-        TableFormat::Md => text::have_markdown(&h, s),
-        TableFormat::Csv => text::have_csv(&h),
+        TableFormat::Md => sizes_text::have_markdown(&h, s),
+        TableFormat::Csv => sizes_text::have_csv(&h),
     };
     Ok((t, any))
 }
@@ -409,13 +442,15 @@ fn model(a: &FitArgs, out: &Output) -> Result<(String, bool), Failed> {
             t.push('\n');
         }
         match a.format {
-            TableFormat::Text => t += &text::need(&n, s),
+            TableFormat::Text => t += &sizes_text::need(&n, s),
             TableFormat::Json => all.push(n),
-            TableFormat::Md => t += &text::need_markdown(&n, s),
+            TableFormat::Md => t += &sizes_text::need_markdown(&n, s),
             TableFormat::Csv if i > 0 => {
-                t += text::need_csv(&n).split_once('\n').map_or("", |x| x.1)
+                t += sizes_text::need_csv(&n)
+                    .split_once('\n')
+                    .map_or("", |x| x.1)
             }
-            TableFormat::Csv => t += &text::need_csv(&n),
+            TableFormat::Csv => t += &sizes_text::need_csv(&n),
         }
     }
     if a.format == TableFormat::Json {

@@ -7,6 +7,13 @@ use crate::output::Output;
 pub fn run(a: &SchemaArgs, out: &Output) -> Status {
     out.print(match a.name {
         SchemaName::Doctor => include_str!("../../../../docs/schema/doctor-1.json"),
+        SchemaName::Compare => include_str!("../../../../docs/schema/compare-1.json"),
+        SchemaName::FitTraining => {
+            include_str!("../../../../docs/schema/fit-training-1.json")
+        }
+        SchemaName::Gpus => include_str!("../../../../docs/schema/gpus-1.json"),
+        SchemaName::Instances => include_str!("../../../../docs/schema/instances-1.json"),
+        SchemaName::Models => include_str!("../../../../docs/schema/models-1.json"),
         SchemaName::Explain => include_str!("../../../../docs/schema/explain-1.json"),
         SchemaName::Audit => include_str!("../../../../docs/schema/audit-1.json"),
         SchemaName::Fit => include_str!("../../../../docs/schema/fit-1.json"),
