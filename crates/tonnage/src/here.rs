@@ -72,6 +72,11 @@ pub fn present() -> Result<Option<Present>, String> {
     }))
 }
 
+/// `auto` where a card is here.
+pub fn default_name() -> Option<&'static str> {
+    matches!(present(), Ok(Some(_))).then_some(AUTO)
+}
+
 /// What `--gpu` means: a name is that card, idle; `auto`, or nothing, is the card that is here.
 ///
 /// # Errors

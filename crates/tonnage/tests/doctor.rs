@@ -120,4 +120,5 @@ fn the_card_that_is_here_is_the_default_of_every_verdict() {
     // the engines' cards too
     let serve = |gpu: &str| json(&["fit", "qwen3-8b.Q4_K_M", "--gpu", gpu]);
     assert_ne!(serve("rtx-4090"), serve("auto"));
+    assert_eq!(json(&["fit", "qwen3-8b.Q4_K_M"]), serve("auto"));
 }

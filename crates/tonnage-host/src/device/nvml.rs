@@ -169,7 +169,8 @@ fn memory(d: &Device<'_>) -> Result<Memory, NvmlError> {
 /// Compute and graphics processes, each once. A process that computes and draws is in both lists with the same bytes.
 fn processes(d: &Device<'_>, troubles: &mut Vec<String>) -> Vec<Process> {
     let mut out: Vec<Process> = Vec::new();
-    let kinds: [(_, fn(&Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError>); 2] = [
+    type List = fn(&Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError>;
+    let kinds: [(Use, List); 2] = [
         (Use::Compute, |d| d.running_compute_processes()),
         (Use::Graphics, |d| d.running_graphics_processes()),
     ];

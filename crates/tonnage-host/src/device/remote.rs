@@ -102,8 +102,9 @@ fn memory(f: &Figures) -> Option<Memory> {
 }
 
 fn dcgm(samples: &[Sample]) -> Vec<DeviceReading> {
-    let mut all: BTreeMap<(String, u32, String), (&Sample, BTreeMap<(String, String), Figures>)> =
-        BTreeMap::new();
+    // (host, index, UUID) -> its first sample and, by instance and profile, its figures
+    type Parts = BTreeMap<(String, String), Figures>;
+    let mut all: BTreeMap<(String, u32, String), (&Sample, Parts)> = BTreeMap::new();
     for s in samples {
         let Some(what) = s.name.strip_prefix("DCGM_FI_DEV_") else {
             continue;

@@ -62,7 +62,11 @@ fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
             ),
         });
     }
-    let Some(gpu) = a.gpu.as_deref() else {
+    let gpu = match a.gpu.as_deref() {
+        None => crate::here::default_name(),
+        g => g,
+    };
+    let Some(gpu) = gpu else {
         return Err(usage("--gpu ID is needed", "tonnage gpus lists them"));
     };
     match command::parse(&a.command).map_err(failed)? {

@@ -165,6 +165,10 @@ pub struct VllmRun {
 
 impl VllmRun {
     pub fn new(v: Vllm, gpu: Option<&str>) -> Result<VllmRun, Failed> {
+        let gpu = match gpu {
+            None => crate::here::default_name(),
+            g => g,
+        };
         let Some(gpu) = gpu else {
             let d = Diagnostic::error(
                 "bad-command",
