@@ -45,7 +45,9 @@ pub fn replaced(net: &Net, scope: &QuantScope) -> Vec<ModuleId> {
     let wanted = |id: &ModuleId| {
         let m = net.module(*id);
         let local = m.name.rsplit('.').next().unwrap_or("");
-        matches!(m.kind, Kind::Linear { .. })
+        // transformers' Conv1D too, where the library itself replaces (5.17.0, integrations/bitsandbytes.py, replace_with_bnb_linear)
+        let conv = matches!(m.kind, Kind::Conv1d { .. }) && *scope == QuantScope::Library;
+        (conv || matches!(m.kind, Kind::Linear { .. }))
             && match scope {
                 QuantScope::Library => Some(*id) != head,
                 QuantScope::Nothing => false,
@@ -80,9 +82,13 @@ pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) {
         let old = cx.set_module(id.0);
         let (input, output) = super::lora::sizes(&m.net, id);
         let bias = m.net.find(id, "bias").is_some();
+        // a Conv1D's weight is stored [in, out]: the packer reads a transposed copy, and the loaded one lives on beside it
+        let stored = matches!(m.net.module(id).kind, Kind::Conv1d { .. })
+            .then(|| cx.empty(OpId::LOAD, Shape::new(&[input, output]), ScalarType::BF16));
         let leaf: Box<dyn Leaf> = match q {
             Quant::FourBit { double, compute } => {
                 let packed = Packed4::quantise(&cx, output, input, double, &mut map);
+                drop(stored);
                 let bias = bias.then(|| load_bias(&cx, output));
                 Box::new(Linear4bit {
                     packed: Rc::new(packed),
@@ -91,7 +97,9 @@ pub fn load(m: &mut Run, q: Quant, scope: &QuantScope) {
                 })
             }
             Quant::Int8 { outliers } => {
-                Box::new(Linear8bit::quantise(&cx, output, input, outliers, bias))
+                let l = Linear8bit::quantise(&cx, output, input, outliers, bias);
+                drop(stored);
+                Box::new(l)
             }
         };
         m.replace(id, leaf);
