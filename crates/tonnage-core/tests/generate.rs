@@ -29,7 +29,7 @@ fn recorded_inference_is_exact() {
             exact += 1;
         }
     }
-    assert_eq!(exact, 60, "rows of generation and forward calls");
+    assert_eq!(exact, 61, "rows of generation and forward calls");
 }
 
 #[test]
@@ -42,6 +42,7 @@ fn generation_events() {
     own("llama-tiny-generate-bf16-end-token-tf4.57.6");
     own("mistral-tiny-generate-bf16-window");
     own("mistral-tiny-generate-bf16-window-tf4.57.6");
+    own("gpt-per-head-generate-fp32");
 }
 
 fn job(family: &str, args: Value, changes: Value) -> Spec {

@@ -2,7 +2,7 @@
 //! (transformers 5.17 and 4.57.6, src/transformers/generation/utils.py, `generate`).
 
 use super::call::{Calls, Kwargs};
-use super::{beam, sample, special};
+use super::{beam, by_hand, sample, special};
 use crate::error::CoreError;
 use crate::spec::{CacheChoice, Spec, Work};
 use crate::train::IDS;
@@ -18,7 +18,8 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
         return Ok(0);
     };
     let unsupported = |what: String| Err(CoreError::Unsupported(what));
-    if !arch.generates() {
+    let block = arch.by_hand();
+    if !arch.generates() && block.is_none() {
         return unsupported(format!("generation with model_type `{}`", spec.model_type));
     }
     if how.new == 0 || how.beams == 0 || spec.seq == 0 {
@@ -43,6 +44,16 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
         rows: spec.batch * how.beams,
         prompt: spec.seq,
     };
+    if let Some(block) = block {
+        if how.beams > 1 || how.eos {
+            return unsupported(format!(
+                "beams and end tokens with model_type `{}`",
+                spec.model_type
+            ));
+        }
+        cx.with_grad(false, || by_hand::run(&c, block));
+        return Ok(0);
+    }
     if cx.with_grad(false, || c.generate()) {
         return unsupported("a static cache with sliding windows".into());
     }

@@ -1,6 +1,7 @@
 //! Inference with transformers: one plain call, and `generate`, under `torch.inference_mode()`.
 
 mod beam;
+mod by_hand;
 mod call;
 mod forward;
 mod generate;

@@ -94,7 +94,7 @@ fn top_k(c: &Calls, scores: &Tensor) -> Tensor {
 
 /// `torch.multinomial(probs, 1).squeeze(1)`: three questions to the device, then an exponential race
 /// (torch 2.11, aten/src/ATen/native/Distributions.cpp, multinomial_out).
-fn multinomial(c: &Calls, probabilities: Option<&Tensor>) -> Tensor {
+pub fn multinomial(c: &Calls, probabilities: Option<&Tensor>) -> Tensor {
     let cx = c.cx;
     let (rows, vocab) = probabilities.map_or((0, 0), |p| (p.size(0), p.size(1)));
     let out = c.i64s(OpId::ARGMAX, &[rows, 1]);

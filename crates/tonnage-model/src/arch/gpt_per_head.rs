@@ -68,6 +68,7 @@ struct Gpt {
     blocks: Vec<Rc<Block>>,
     ln_f: LayerNorm,
     head: Linear,
+    block_size: u64,
 }
 
 /// From a configuration file's fields.
@@ -98,6 +99,7 @@ pub fn build(config: &serde_json::Value, _task: Task) -> Result<Built, ModelErro
             blocks,
             ln_f,
             head,
+            block_size: c.block_size,
         }),
     })
 }
@@ -238,6 +240,9 @@ impl Block {
 }
 
 impl Arch for Gpt {
+    fn by_hand(&self) -> Option<u64> {
+        Some(self.block_size)
+    }
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -251,6 +256,8 @@ impl Arch for Gpt {
             self.positions.forward(m, &range)
         };
         let mut x = ops::add(cx, &tok, &pos);
+        // `x = self.blocks(x)`: the caller's name holds it until the last block is done
+        let before = x.clone();
         for (i, blk) in self.blocks.iter().enumerate() {
             x = if m.checkpoints(i) {
                 let (blk, m2) = (blk.clone(), m.clone());
@@ -259,6 +266,7 @@ impl Arch for Gpt {
                 blk.forward(m, &x)
             };
         }
+        drop(before);
         x = self.ln_f.forward(m, &x);
         let logits = self.head.forward(m, &x);
         let c = logits.size(-1);

@@ -94,6 +94,10 @@ pub trait Arch {
     fn generates(&self) -> bool {
         false
     }
+    /// The model's own loop generates, without a cache: the most tokens of one call.
+    fn by_hand(&self) -> Option<u64> {
+        None
+    }
     /// What a batch holds, where the architecture's name does not say it.
     fn layout(&self) -> Option<&BatchLayout> {
         None
