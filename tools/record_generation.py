@@ -161,13 +161,16 @@ def infer(c, model, rec):
     mask = [torch.ones_like(ids)] if family != "whisper" else [None]
     if c.get("mask") == "pad":
         mask[0][0, :4] = 0
+    kw.update(max_new_tokens=new, do_sample=bool(c.get("sample")), use_cache=c.get("use_cache", True))
     if family == "whisper":
         model.generation_config.decoder_start_token_id = 1
-        call = functools.partial(T.generation.utils.GenerationMixin.generate, model, ids)
-    else:
-        call = functools.partial(model.generate, ids, attention_mask=mask.pop())
+        with torch.inference_mode():
+            out = T.generation.utils.GenerationMixin.generate(model, ids, **kw)
+        rec.mark(1, "end")
+        return
     with torch.inference_mode():
-        out = call(max_new_tokens=new, do_sample=bool(c.get("sample")), use_cache=c.get("use_cache", True), **kw)
+        # only the call holds the mask
+        out = model.generate(ids, attention_mask=mask.pop(), **kw)
     rec.mark(1, "end")
 
 

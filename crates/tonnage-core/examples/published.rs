@@ -1,7 +1,19 @@
 //! Scores `published` records: `published RECORDS.jsonl [FILTER] [all]` prints one line a supported row, then medians.
 
 use serde_json::Value;
+use std::io::Read;
 use tonnage_core::validate::published;
+
+/// A header of `groundtruth/gguf`.
+fn header(name: &str) -> Option<Vec<u8>> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../groundtruth/gguf");
+    let packed = std::fs::File::open(format!("{folder}/{name}.gz")).ok()?;
+    let mut out = Vec::new();
+    flate2::read::GzDecoder::new(packed)
+        .read_to_end(&mut out)
+        .ok()?;
+    Some(out)
+}
 
 fn main() {
     let a: Vec<String> = std::env::args().collect();
@@ -11,7 +23,7 @@ fn main() {
     let mut n = 0;
     for line in text.lines() {
         let r: Value = serde_json::from_str(line).expect("a record");
-        for row in published::rows(&r) {
+        for row in published::rows_with(&r, &mut header) {
             if !row.id.contains(filter) {
                 continue;
             }

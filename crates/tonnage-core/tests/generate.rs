@@ -29,7 +29,7 @@ fn recorded_inference_is_exact() {
             exact += 1;
         }
     }
-    assert_eq!(exact, 61, "rows of generation and forward calls");
+    assert_eq!(exact, 69, "rows of generation and forward calls");
 }
 
 #[test]
@@ -43,6 +43,14 @@ fn generation_events() {
     own("mistral-tiny-generate-bf16-window");
     own("mistral-tiny-generate-bf16-window-tf4.57.6");
     own("gpt-per-head-generate-fp32");
+    own("llama-tiny-generate-fp16-int8");
+    own("deepseek-v3-tiny-generate-bf16");
+    own("opt-tiny-generate-bf16");
+    own("phi-tiny-generate-bf16");
+    own("gemma3-tiny-generate-bf16");
+    own("gemma2-tiny-generate-bf16-window");
+    own("gemma2-tiny-generate-bf16");
+    own("phi3-tiny-generate-bf16");
 }
 
 fn job(family: &str, args: Value, changes: Value) -> Spec {

@@ -58,6 +58,12 @@ impl Stack {
         self.transformers_5()
     }
 
+    /// transformers before 4.48: `Qwen2FlashAttention2` and `MistralFlashAttention2` repeat key and value heads before the kernel, which
+    /// would not need it; `LlamaFlashAttention2` does not (published rows `qwen25-sb-*` of 1 input token).
+    pub fn flash_repeats_heads(&self) -> bool {
+        self.transformers < Version(4, 48, 0)
+    }
+
     /// transformers 4.36 to 4.39: rotary tables in every layer, a cache in training too, fp32 logits in the output
     /// (published rows `fsdpqlora-nb-bnb-13-*`, `ao-galore-*`).
     pub fn llama_2024(&self) -> bool {

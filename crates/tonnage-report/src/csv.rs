@@ -65,6 +65,14 @@ pub fn comparison(c: &Comparison) -> String {
         "phase",
     ];
     head.extend(components.iter().map(|c| c.name()));
+    let cached = c
+        .entries
+        .iter()
+        .flat_map(|e| &e.footprint)
+        .any(|f| f.kv_cache.is_some());
+    if cached {
+        head.extend(["kv_bytes_per_token", "kv_bytes"]);
+    }
     head.push("error");
     if !c.claims.is_empty() {
         head.push("claimed");
@@ -84,10 +92,16 @@ pub fn comparison(c: &Comparison) -> String {
                 );
                 fields.push(f.instant.phase.clone());
                 fields.extend(components.iter().map(|c| f.component(*c).to_string()));
+                if cached {
+                    let k = f.kv_cache;
+                    fields.push(k.map_or_else(String::new, |k| k.bytes_per_token.to_string()));
+                    fields.push(k.map_or_else(String::new, |k| k.bytes.to_string()));
+                }
                 fields.push(String::new());
             }
             Err(why) => {
-                fields.extend(std::iter::repeat_n(String::new(), 4 + components.len()));
+                let n = 4 + components.len() + if cached { 2 } else { 0 };
+                fields.extend(std::iter::repeat_n(String::new(), n));
                 fields.push(why.clone());
             }
         }

@@ -1,5 +1,6 @@
 //! A footprint as text, JSON, Markdown, CSV or SVG. Pure: the caller prints, and says how wide and in which units.
 
+pub mod against;
 pub mod chart;
 pub mod csv;
 pub mod explain;

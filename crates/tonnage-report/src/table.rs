@@ -178,24 +178,15 @@ pub fn text(c: &Comparison, s: &Style) -> String {
                 ));
             }
         }
-        let verdicts = c.entries.iter().filter_map(|e| {
-            e.footprint
-                .as_ref()
-                .ok()
-                .and_then(|f| f.decisive().map(|v| (e, v)))
-        });
-        for (i, (e, v)) in verdicts.enumerate() {
-            if i == 0 {
-                line("");
-            }
-            line(&format!(
-                "{} on {}: {}; {}",
-                e.label,
-                v.name,
-                v.outcome.name(),
-                v.why
-            ));
-        }
+    }
+    for l in crate::against::caches(c, s) {
+        line(&l);
+    }
+    for l in crate::against::text(c, s) {
+        line(&l);
+    }
+    for l in crate::against::verdicts(c, s) {
+        line(&l);
     }
     o
 }
@@ -227,6 +218,19 @@ pub fn markdown(c: &Comparison, s: &Style) -> String {
         }
         o.push('\n');
     }
+    let more = crate::against::caches(c, s)
+        .into_iter()
+        .chain(crate::against::text(c, s));
+    for l in more.chain(crate::against::verdicts(c, s)) {
+        // a list item a line
+        let l = l.trim();
+        if !l.is_empty() {
+            o.push_str(&format!("\n- {l}"));
+        }
+    }
+    if !o.ends_with('\n') {
+        o.push('\n');
+    }
     o
 }
 
@@ -247,5 +251,9 @@ pub fn json(c: &Comparison) -> String {
             v
         })
         .collect();
-    crate::json::pretty(&serde_json::json!({"schema": "tonnage.compare/1", "jobs": jobs}))
+    crate::json::pretty(&serde_json::json!({
+        "schema": "tonnage.compare/1",
+        "jobs": jobs,
+        "training_against_generation": crate::against::json(c),
+    }))
 }

@@ -342,6 +342,7 @@ pub fn footprint(t: &Trace, device: &Device) -> Footprint {
             intervals: w.intervals,
             curve: w.curve,
         },
+        kv_cache: None,
         assumptions: Vec::new(),
         verdicts: vec![VerdictRow {
             gpu: device.gpu.id.clone(),

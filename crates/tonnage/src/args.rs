@@ -69,7 +69,7 @@ pub enum Command {
     Estimate(Box<EstimateArgs>),
     /// Jobs, precisions, batches or lengths side by side
     #[command(
-        after_help = "Examples:\n  tonnage compare a.toml b.toml\n  tonnage compare gpt-configs/150M.json --sweep batch-size=8,16,32,64\n  tonnage compare job.toml --sweep precision=fp32,bf16-mixed,bf16 --format md"
+        after_help = "Examples:\n  tonnage compare a.toml b.toml\n  tonnage compare gpt-configs/150M.json --sweep batch-size=8,16,32,64\n  tonnage compare job.toml --sweep precision=fp32,bf16-mixed,bf16 --format md\n  tonnage compare train.toml --sweep kind=train,generate --new-tokens 256 --gpu rtx-3090 --gpu rtx-2060-6gb"
     )]
     Compare(Box<CompareArgs>),
     /// Cards for a job; the largest batch, length or rank on a card; what a memory can train; what a model needs
@@ -302,9 +302,9 @@ pub struct CompareArgs {
     pub jobs: Vec<PathBuf>,
     #[command(flatten)]
     pub settings: SettingFlags,
-    /// The card that the question is about
+    /// The card that the question is about; given as often as there are jobs, each job's own (train here, generate there)
     #[arg(long, value_name = "ID")]
-    pub gpu: Option<String>,
+    pub gpu: Vec<String>,
     /// One job for each value of a setting (of several: ONE+TWO=A,B); given twice, every combination
     #[arg(long, value_name = "SETTING=A,B,...")]
     pub sweep: Vec<String>,

@@ -5,7 +5,9 @@ use super::classify::{Component, Modules, component, pattern};
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::error::CoreError;
+use crate::infer::kv_cache_bytes;
 use crate::job::{DEFAULT_GPU, Job, Origin, Uncertain, kernel_device};
+use crate::spec::{Spec, Work};
 use crate::train::{Simulated, simulate_until_repeat};
 use crate::verdict::{Device, Present, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
@@ -123,6 +125,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
         swings(job, &here, &a)
     };
     let mut f = base(job, &here, stated.is_some(), &sim, &a);
+    f.kv_cache = kv_cache(&job.spec(&here.gpu)?);
     levels(&mut f, &here, &a, low, high);
     f.uncertainties = swings;
     device_swings(&mut f, &here);
@@ -142,6 +145,23 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
         footprint: f,
         simulated: sim,
         analysis: a,
+    })
+}
+
+/// What the cache of a generation holds, where it has one.
+fn kv_cache(spec: &Spec) -> Option<KvCache> {
+    let Work::Generate(how) = spec.work else {
+        return None;
+    };
+    if !spec.use_cache {
+        return None;
+    }
+    let (sequences, tokens) = (spec.batch * how.beams, spec.seq + how.new);
+    Some(KvCache {
+        bytes_per_token: kv_cache_bytes(spec, 1, 1).ok()?,
+        sequences,
+        tokens,
+        bytes: kv_cache_bytes(spec, sequences, tokens).ok()?,
     })
 }
 
@@ -299,6 +319,7 @@ fn base(job: &Job, here: &Device, stated: bool, sim: &Simulated, a: &Analysis) -
                 .map(|p| (p.event, p.allocated, p.reserved))
                 .collect(),
         },
+        kv_cache: None,
         assumptions: job.assumptions(),
         verdicts: Vec::new(),
         advice: Vec::new(),

@@ -142,6 +142,19 @@ pub struct Timeline {
     pub curve: Vec<(u32, u64, u64)>,
 }
 
+/// The keys and values of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KvCache {
+    /// Of one sequence, while no layer's window is full.
+    pub bytes_per_token: u64,
+    /// Batch times beams.
+    pub sequences: u64,
+    /// Prompt and new tokens.
+    pub tokens: u64,
+    /// Of all sequences with all tokens.
+    pub bytes: u64,
+}
+
 /// The model as counted.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ModelCounts {
@@ -209,6 +222,8 @@ pub struct Footprint {
     pub tensors: Vec<TensorGroup>,
     pub phases: Vec<PhasePeak>,
     pub timeline: Timeline,
+    /// Of generations with a cache.
+    pub kv_cache: Option<KvCache>,
     pub assumptions: Vec<Assumption>,
     pub verdicts: Vec<VerdictRow>,
     pub advice: Vec<Advice>,

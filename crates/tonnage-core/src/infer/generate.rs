@@ -4,11 +4,11 @@
 use super::call::{Calls, Kwargs};
 use super::{beam, by_hand, sample, special};
 use crate::error::CoreError;
-use crate::spec::{CacheChoice, Spec, Work};
+use crate::spec::{CacheChoice, Mask, Spec, Work};
 use crate::train::IDS;
 use std::rc::Rc;
 use tonnage_model::arch::Arch;
-use tonnage_model::{Cache, CacheKind, Run};
+use tonnage_model::{Attention, Cache, CacheKind, Run};
 use tonnage_sim::timeline::{Category, Phase};
 use tonnage_sim::{Cx, OpId, Tensor, ops};
 
@@ -33,6 +33,10 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
     }
     if how.eos && how.beams > 1 {
         return unsupported("an end token with beams".into());
+    }
+    let masked = spec.mask == Mask::Padding || spec.attention == Attention::Eager;
+    if spec.model_type == "opt" && masked && !spec.stack.transformers_5() {
+        return unsupported("generation of OPT with a mask in transformers 4".into());
     }
     let c = Calls {
         spec,

@@ -117,7 +117,7 @@ pub fn record_rows_with(
     };
     match record["schema"].as_str() {
         Some("torch-run") => Ok(torch_run::rows(record)),
-        Some("published") => Ok(published::rows(record)),
+        Some("published") => Ok(published::rows_with(record, file)),
         Some("llamacpp-run") => Ok(llamacpp::rows(record, file)),
         Some("vllm-run") => Ok(vllm_run::rows(record)),
         Some("oom-message") => Ok(oom::rows(record)),

@@ -260,6 +260,10 @@ impl Layer {
 }
 
 impl Arch for DeepSeek {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -269,9 +273,11 @@ impl Arch for DeepSeek {
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
-            let tables = m.within(self.rotary, || Tables::new(m, &self.c, s, emb.dtype));
+            let tables = m.within(self.rotary, || {
+                Tables::new(m, &self.c, [pos.size(0), s], emb.dtype)
+            });
             let mut x = emb.clone();
             for (i, l) in self.layers.iter().enumerate() {
                 x = if m.checkpoints(i) {
@@ -292,7 +298,7 @@ impl Arch for DeepSeek {
             drop(tables);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.head.forward(m, &kept);
         drop(kept);
         let labels = batch.labels.as_ref();

@@ -169,6 +169,10 @@ impl Gemma2 {
 }
 
 impl Arch for Gemma2 {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -179,12 +183,12 @@ impl Arch for Gemma2 {
         let five = m.options.stack.transformers_5();
         let h = m.within(self.model, || {
             let emb = self.embedded(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let window = Some(self.c.sliding_window);
             let masks =
                 [None, window].map(|w| common::mask::windowed(m, batch, b, s, emb.dtype, w));
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.c.head_dim, emb.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.c.head_dim, emb.dtype)
             });
             let mut x = if five {
                 emb.clone()
@@ -216,7 +220,7 @@ impl Arch for Gemma2 {
             drop(last);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let cap = self.c.final_logit_softcapping.is_some();
         let labels = batch.labels.as_ref();
         let (logits, loss) = common::loss::head_cap_and_loss(m, &self.head, &kept, labels, cap);

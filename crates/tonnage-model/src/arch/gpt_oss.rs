@@ -272,6 +272,10 @@ fn rotate(m: &Run, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
 }
 
 impl Layer {
+    fn window(&self) -> Option<u64> {
+        self.sliding.then_some(self.c.sliding_window)
+    }
+
     /// `eager_attention_forward`: the context [B, S, H, d] and the weights without the sinks, a view of the probabilities.
     fn attend(&self, m: &Run, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> [Tensor; 2] {
         let cx = &m.cx;
@@ -292,7 +296,7 @@ impl Layer {
         drop(largest);
         combined = difference;
         let probabilities = ops::softmax(cx, &combined, Some(combined.dtype));
-        let scores = ops::narrow(cx, &probabilities, -1, 0, s);
+        let scores = ops::narrow(cx, &probabilities, -1, 0, k.size(2));
         let p = if m.training {
             self.c.attention_dropout
         } else {
@@ -326,13 +330,14 @@ impl Layer {
         let (b, s, hd) = (x.size(0), x.size(1), self.c.head_dim);
         let mut q = common::attention::split_heads(m, &self.q, x, hd);
         let mut k = common::attention::split_heads(m, &self.k, x, hd);
-        let v = common::attention::split_heads(m, &self.v, x, hd);
+        let mut v = common::attention::split_heads(m, &self.v, x, hd);
         let (q2, k2) = {
             let (cos, sin) = (ops::unsqueeze(cx, cos, 1), ops::unsqueeze(cx, sin, 1));
             (rotate(m, &q, &cos, &sin), rotate(m, &k, &cos, &sin))
         };
         q = q2;
         k = k2;
+        (k, v) = m.cached(self.attn, self.window(), k, v);
         let [mut o, w] = self.attend(m, &q, &k, &v, mask);
         let width = self.c.num_attention_heads * hd;
         o = ops::reshape(cx, &o, Shape::new(&[b, s, width]));
@@ -452,7 +457,7 @@ impl Arch for GptOss {
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
-            let pos = mask::position_ids(m, s);
+            let pos = mask::positions(m, batch, s);
             let masks = [None, Some(self.c.sliding_window)].map(|window| {
                 let request = mask::Request {
                     window,
@@ -463,7 +468,7 @@ impl Arch for GptOss {
                     .expect("an eager mask is always made")
             });
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::half_tables(m, s, self.c.head_dim, emb.dtype)
+                common::rope::half_tables(m, pos.size(0), s, self.c.head_dim, emb.dtype)
             });
             let mut x = emb.clone();
             for (i, l) in self.layers.iter().enumerate() {
@@ -487,7 +492,7 @@ impl Arch for GptOss {
             drop(sin);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.head.forward(m, &kept);
         drop(kept);
         let labels = batch.labels.as_ref();

@@ -6,7 +6,7 @@ use crate::common;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::net::{ModuleId, NetBuilder};
-use crate::run::Run;
+use crate::run::{Attention, Run};
 use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
@@ -32,6 +32,9 @@ pub struct Config {
     pub sliding_window: Option<u64>,
     pub use_sliding_window: bool,
     pub max_window_layers: u64,
+    /// The class repeats key and value heads before the flash kernel (`Stack::flash_repeats_heads`).
+    #[serde(skip)]
+    pub repeats_heads: bool,
     pub layer_types: Option<Vec<String>>,
     #[serde(skip)]
     by_layer: bool,
@@ -58,6 +61,7 @@ impl Default for Config {
             sliding_window: None,
             use_sliding_window: false,
             max_window_layers: 28,
+            repeats_heads: false,
             layer_types: None,
             by_layer: false,
             qkv_bias: false,
@@ -99,6 +103,7 @@ struct Layer {
     head_dim: u64,
     dropout: f64,
     window: Option<u64>,
+    repeats_heads: bool,
 }
 
 struct Llama {
@@ -121,6 +126,7 @@ pub fn build(
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     let mut c: Config = fields(&defaults(model_type, config))?;
+    c.repeats_heads = matches!(model_type, "qwen2" | "mistral") && stack.flash_repeats_heads();
     c.qkv_bias = model_type == "qwen2" || c.attention_bias;
     c.by_layer = model_type.starts_with("qwen");
     if model_type == "llama" {
@@ -256,6 +262,7 @@ fn layer(b: &mut NetBuilder, i: u64, c: &Config, head_dim: u64, kv: u64) -> Laye
             head_dim,
             dropout: c.attention_dropout,
             window: c.window(i),
+            repeats_heads: c.repeats_heads,
         }
     })
 }
@@ -293,7 +300,12 @@ impl Layer {
         let (q2, k2) = common::rope::apply(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
-        let (k, v) = m.cached(self.attn, self.window, k, v);
+        let (mut k, mut v) = m.cached(self.attn, self.window, k, v);
+        if self.repeats_heads && m.options.attention == Attention::FlashAttention2 {
+            let groups = q.size(1) / k.size(1);
+            k = ops::repeat_kv(cx, &k, groups);
+            v = ops::repeat_kv(cx, &v, groups);
+        }
         let mut o = common::attention::attend(m, &q, &k, &v, mask, self.dropout, true);
         o = ops::reshape(cx, &o, Shape::new(&[b, s, self.o_in(m)]));
         o = self.o.forward(m, &o);

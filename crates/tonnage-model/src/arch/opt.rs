@@ -193,6 +193,7 @@ impl Layer {
         let mut v = self.v.forward(m, x);
         k = split(&k);
         v = split(&v);
+        (k, v) = m.cached(self.attn, None, k, v);
         let p = self.c.attention_dropout;
         let (mut o, mut w) = common::attention::attend_with_weights(m, &q, &k, &v, mask, p, true);
         o = ops::contiguous(cx, &ops::reshape(cx, &o, Shape::new(&[b, s, d])));
@@ -275,9 +276,9 @@ fn counted(m: &Run, mask: &Tensor) -> Tensor {
 }
 
 /// The mask that the layers are given.
-fn causal_mask(m: &Run, batch: &Batch, dtype: ScalarType) -> Option<Tensor> {
+fn causal_mask(m: &Run, batch: &Batch, s: u64, dtype: ScalarType) -> Option<Tensor> {
     let given = batch.attention_mask.as_ref()?;
-    let (b, s) = (given.size(0), given.size(1));
+    let b = given.size(0);
     if m.options.stack.transformers_5() {
         return common::mask::causal(m, batch, b, s, dtype);
     }
@@ -294,6 +295,10 @@ fn causal_mask(m: &Run, batch: &Batch, dtype: ScalarType) -> Option<Tensor> {
 }
 
 impl Arch for Opt {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -311,8 +316,12 @@ impl Arch for Opt {
                 .attention_mask
                 .get_or_insert_with(|| cx.empty(OpId::FULL, Shape::new(&[b, s]), ScalarType::F32))
                 .clone();
-            let early = five.then(|| counted(m, &given));
-            let mask = causal_mask(m, &batch, emb.dtype);
+            // generation passes the positions of the new tokens
+            let early = batch
+                .position_ids
+                .clone()
+                .or_else(|| five.then(|| counted(m, &given)));
+            let mask = causal_mask(m, &batch, s, emb.dtype);
             let pos = early.unwrap_or_else(|| counted(m, &given));
             let places = {
                 let shifted = ops::plain(cx, OpId::ADD, &pos, ScalarType::I64);
@@ -351,7 +360,7 @@ impl Arch for Opt {
             drop(last);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let logits = self.head.forward(m, &kept);
         let labels = batch.labels.as_ref();
         let loss = labels.map(|l| common::loss::causal_lm(m, &logits, l));

@@ -243,7 +243,7 @@ impl Layer {
         let (b, s) = (x.size(0), x.size(1));
         let mut q = common::attention::split_heads(m, &self.q, x, self.head_dim);
         let mut k = common::attention::split_heads(m, &self.k, x, self.head_dim);
-        let v = common::attention::split_heads(m, &self.v, x, self.head_dim);
+        let mut v = common::attention::split_heads(m, &self.v, x, self.head_dim);
         if let Some([q_norm, k_norm]) = &self.qk_norms {
             q = q_norm.forward(m, &q);
             k = k_norm.forward(m, &k);
@@ -257,6 +257,7 @@ impl Layer {
         k_rot = k2;
         q = ops::cat(cx, &[&q_rot, &q_pass], -1);
         k = ops::cat(cx, &[&k_rot, &k_pass], -1);
+        (k, v) = m.cached(self.attn, None, k, v);
         let (mut o, w) =
             common::attention::attend_with_weights(m, &q, &k, &v, mask, self.dropout, true);
         let width = o.size(2) * o.size(3);
@@ -306,6 +307,10 @@ impl Layer {
 }
 
 impl Arch for Phi {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -315,11 +320,11 @@ impl Arch for Phi {
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let mut emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::causal(m, batch, b, s, emb.dtype);
             emb = self.drop.forward(m, &emb);
             let (cos, sin) = m.within(self.rotary, || {
-                common::rope::tables(m, s, self.rotary_dim, emb.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.rotary_dim, emb.dtype)
             });
             let mut x = emb.clone();
             for (layer, l) in self.layers.iter().enumerate() {
@@ -349,7 +354,7 @@ impl Arch for Phi {
             drop(last);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let (logits, loss) =
             common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);

@@ -76,6 +76,7 @@ struct Layer {
     kv_heads: u64,
     head_dim: u64,
     dropout: f64,
+    window: Option<u64>,
 }
 
 struct Phi3 {
@@ -217,6 +218,7 @@ fn layer(
             kv_heads: kv,
             head_dim,
             dropout: c.attention_dropout,
+            window: c.sliding_window,
         }
     })
 }
@@ -248,6 +250,7 @@ impl Layer {
         let (q2, k2) = common::rope::apply_partial(m, &q, &k, cos, sin);
         q = q2;
         k = k2;
+        (k, v) = m.cached(self.attn, self.window, k, v);
         let (mut o, w) =
             common::attention::attend_with_weights(m, &q, &k, &v, mask, self.dropout, true);
         o = ops::contiguous(cx, &ops::reshape(cx, &o, Shape::new(&[b, s, wide])));
@@ -300,6 +303,10 @@ impl Layer {
 }
 
 impl Arch for Phi3 {
+    fn generates(&self) -> bool {
+        true
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids
@@ -309,13 +316,13 @@ impl Arch for Phi3 {
         let cx = &m.cx;
         let h = m.within(self.model, || {
             let emb = self.embed.forward(m, ids);
-            let pos = common::mask::position_ids(m, s);
+            let pos = common::mask::positions(m, batch, s);
             let mask = common::mask::windowed(m, batch, b, s, emb.dtype, self.window);
             let (cos, sin) = m.within(self.rotary, || {
                 if let Some(original) = self.longrope {
                     common::rope::longrope_update(m, self.rotary, &pos, self.rotary_dim, original);
                 }
-                common::rope::tables(m, s, self.rotary_dim, emb.dtype)
+                common::rope::tables_for(m, pos.size(0), s, self.rotary_dim, emb.dtype)
             });
             let mut x = emb.clone();
             for (i, l) in self.layers.iter().enumerate() {
@@ -342,7 +349,7 @@ impl Arch for Phi3 {
             drop(sin);
             x
         });
-        let kept = ops::slice(cx, &h, 1, 0, s);
+        let kept = batch.last(cx, &h);
         let (logits, loss) =
             common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
         drop(kept);

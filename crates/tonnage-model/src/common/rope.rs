@@ -16,9 +16,9 @@ pub fn tables_for(m: &Run, b: u64, s: u64, dim: u64, dtype: ScalarType) -> (Tens
     tables_of(m, b, s, dim, dtype, true)
 }
 
-/// The same as [1, S, dim / 2] (`GptOssRotaryEmbedding.forward`, which does not write the frequencies twice).
-pub fn half_tables(m: &Run, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
-    tables_of(m, 1, s, dim, dtype, false)
+/// The same as [b, S, dim / 2] (`GptOssRotaryEmbedding.forward`, which does not write the frequencies twice).
+pub fn half_tables(m: &Run, b: u64, s: u64, dim: u64, dtype: ScalarType) -> (Tensor, Tensor) {
+    tables_of(m, b, s, dim, dtype, false)
 }
 
 fn tables_of(

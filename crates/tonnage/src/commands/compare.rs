@@ -49,24 +49,41 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
             }
         };
     }
-    let (gpu, present) = match crate::here::asked(a.gpu.as_deref()) {
-        Ok(g) => g,
-        Err(d) => {
-            out.complain(&[d]);
-            return Status::Unavailable;
+    let cards = a.gpu.len();
+    if cards > 1 && cards != jobs.len() {
+        out.complain(&[Diagnostic::error(
+            "bad-flag",
+            format!(
+                "--gpu is given {cards} times for {} jobs: once for all, or once for each",
+                jobs.len()
+            ),
+        )]);
+        return Status::Usage;
+    }
+    // the card, and what of it is free, for each `--gpu` (none: nobody asked)
+    let mut asked = Vec::new();
+    for i in 0..cards.max(1) {
+        match crate::here::asked(a.gpu.get(i).map(String::as_str)) {
+            Ok(g) => asked.push(g),
+            Err(d) => {
+                out.complain(&[d]);
+                return Status::Unavailable;
+            }
         }
-    };
-    let options = Options {
-        gpu,
-        present,
-        advice: false,
-        expected_only: true,
-        gpus: out.catalogs.gpus.clone(),
-    };
+    }
     let mut status = Status::Ok;
     let entries: Vec<Entry> = jobs
         .into_iter()
-        .map(|(label, job)| {
+        .enumerate()
+        .map(|(i, (label, job))| {
+            let (gpu, present) = asked[i % asked.len()].clone();
+            let options = Options {
+                gpu,
+                present,
+                advice: false,
+                expected_only: true,
+                gpus: out.catalogs.gpus.clone(),
+            };
             let footprint = estimate(&job, &options)
                 .map(|e| e.footprint)
                 .map_err(|bad| {

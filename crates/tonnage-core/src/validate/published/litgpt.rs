@@ -209,3 +209,71 @@ pub fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
         decimals: 2,
     })
 }
+
+/// Tokens of `litgpt generate`'s default prompt, "What food do llamas eat?".
+const PROMPT: u64 = 7;
+
+/// tutorials/quantize.md: `litgpt generate --max_new_tokens 256`, the peak of the whole process. The caches are buffers of the prompt's
+/// and the new tokens' length.
+pub fn generate(r: &Value) -> Result<Predicted, Why> {
+    let dtype = match text(r, "dtype") {
+        "none quant, 32-true" => ScalarType::F32,
+        "none quant, bf16-true" => ScalarType::BF16,
+        d => {
+            return Err(format!(
+                "{d}: Fabric's loading of packed weights is not modelled"
+            ));
+        }
+    };
+    let id = text(r, "config_id");
+    let hf = tonnage_catalog::model_config(&id.replacen("--", "/", 1))
+        .ok_or_else(|| format!("no configuration of `{id}`"))?;
+    let hf: Value = serde_json::from_str(hf).map_err(|e| e.to_string())?;
+    let longest = PROMPT + 256;
+    let mut job = r.clone();
+    job["seq_len"] = longest.into();
+    job["method"] = "full".into();
+    let config = fields(&hf, &job)?;
+    let kernel = device::named(text(r, "gpu")).unwrap_or(device::UNNAMED);
+    let stack = Stack::default();
+    let built =
+        arch::build("litgpt", &config, Head::CausalLm, &stack).map_err(|e| e.to_string())?;
+    let cx = Cx::new(DeviceModel { kernel }, Accumulate::InPlaceIfSole);
+    let options = RunOptions {
+        dtype,
+        attention: Attention::Sdpa,
+        training: false,
+        use_cache: false,
+        checkpoint: None,
+        loss: tonnage_model::Loss::default(),
+        stack,
+    };
+    cx.mark(-1, 0, Phase::Load);
+    let run = Rc::new(Run::load(&cx, built.net, options));
+    // `set_kv_cache`: keys and values of every layer, and the mask of all positions
+    let n = |k: &str| number(&config, k).unwrap_or(0);
+    let cache = Shape::new(&[1, n("n_query_groups"), longest, n("head_size")]);
+    let caches: Vec<Tensor> = (0..2 * n("n_layer"))
+        .map(|_| cx.empty(OpId::ZEROS, cache, dtype))
+        .collect();
+    let mask = cx.empty(
+        OpId::FULL,
+        Shape::new(&[longest, longest]),
+        ScalarType::Bool,
+    );
+    cx.mark(0, 0, Phase::Prefill);
+    let ids = cx.empty(OpId::INPUT, Shape::new(&[1, PROMPT]), ScalarType::I64);
+    let batch = Batch {
+        input_ids: Some(ids),
+        ..Batch::default()
+    };
+    let out = cx.with_grad(false, || built.arch.forward(&run, &batch));
+    cx.mark(1, 0, Phase::End);
+    drop((out, batch, caches, mask));
+    let timeline = cx.take_timeline();
+    cx.close();
+    Ok(Predicted {
+        value: figures(&timeline).peak_allocated as f64,
+        decimals: 2,
+    })
+}

@@ -5,6 +5,8 @@ mod device;
 mod galore;
 mod litgpt;
 mod notebook;
+mod qwen;
+mod serving;
 
 use super::Row;
 use serde_json::Value;
@@ -61,6 +63,11 @@ fn half_digit(value: &Value, decimals: usize) -> f64 {
 
 /// The row of one record: there is one metric each.
 pub fn rows(record: &Value) -> Vec<Row> {
+    rows_with(record, &mut |_| None)
+}
+
+/// As [`rows`]; `file` gives the bytes of a model header that llama.cpp's rows need.
+pub fn rows_with(record: &Value, file: &mut dyn FnMut(&str) -> Option<Vec<u8>>) -> Vec<Row> {
     let id = text(record, "id");
     let group = format!("{}/{}", text(record, "kind"), text(record, "confidence"));
     let measured_metric = text(record, "measured_metric");
@@ -83,7 +90,7 @@ pub fn rows(record: &Value) -> Vec<Row> {
             "not a measurement",
         )];
     }
-    vec![match predict(record, oom) {
+    vec![match predict(record, oom, file) {
         Err(why) => Row::unsupported(id, &name, &group, measured, &why),
         Ok(p) if oom.is_some() => {
             Row::new(id, &name, &group, measured, (p.value as u64).into(), 0.0)
@@ -106,12 +113,15 @@ pub fn rows(record: &Value) -> Vec<Row> {
 }
 
 /// Bytes of a record's metric.
-fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
-    let kind = text(r, "kind");
-    if !matches!(kind, "training" | "finetune") {
-        return Err(format!(
-            "{kind} jobs of published rows are not simulated yet"
-        ));
+fn predict(
+    r: &Value,
+    oom: Option<f64>,
+    file: &mut dyn FnMut(&str) -> Option<Vec<u8>>,
+) -> Result<Predicted, Why> {
+    match text(r, "framework") {
+        "vLLM" => return serving::vllm(r),
+        "llama.cpp" => return serving::llamacpp(r, file),
+        _ => {}
     }
     if number(r, "num_gpus").is_some_and(|n| n > 1) {
         return Err(format!("several devices ({})", text(r, "parallelism")));
@@ -125,6 +135,14 @@ fn predict(r: &Value, oom: Option<f64>) -> Result<Predicted, Why> {
     }
     if source.contains("pytorch/ao test/galore") {
         return galore::predict(r);
+    }
+    if source.contains("QwenLM/Qwen2.5 docs/source/benchmark/speed_benchmark.rst")
+        && text(r, "framework") == "transformers"
+    {
+        return qwen::predict(r);
+    }
+    if source.contains("Lightning-AI/litgpt tutorials/quantize.md") {
+        return litgpt::generate(r);
     }
     let framework = match text(r, "framework") {
         "" => "unnamed framework",

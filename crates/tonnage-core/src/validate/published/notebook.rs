@@ -28,6 +28,8 @@ const TRANSFORMERS: Version = Version(4, 37, 2);
 struct Cell {
     lora: bool,
     checkpoint: bool,
+    /// No gradients (the model stays in training mode); the output keeps logits and the cache.
+    inference: bool,
     /// Training cells ran before in the same process, so the backward thread has its cuBLAS workspace.
     warm: bool,
 }
@@ -68,9 +70,20 @@ fn one(cx: &Cx, config: &Value, cell: &Cell, s: u64) -> Result<(), Why> {
         input_ids: Some(ids),
         ..Batch::default()
     };
-    let out = built.arch.forward(&run, &batch);
+    let out = if cell.inference {
+        cx.with_grad(false, || built.arch.forward(&run, &batch))
+    } else {
+        built.arch.forward(&run, &batch)
+    };
     drop(batch);
     cx.mark(0, 0, Phase::Backward);
+    if cell.inference {
+        cx.mark(0, 0, Phase::Between);
+        drop(out);
+        drop(run);
+        cx.empty_cache();
+        return Ok(());
+    }
     let logits = out.logits.as_ref().ok_or("a model without logits")?;
     let loss = ops::mean(cx, logits, &[], false);
     backward(cx, &loss);
@@ -88,27 +101,39 @@ pub fn predict(r: &Value) -> Result<Predicted, Why> {
         .nth(1)
         .and_then(|c| c.split('@').next())
     {
+        Some("12") => Cell {
+            lora: false,
+            checkpoint: false,
+            inference: true,
+            warm: false,
+        },
+        Some("16") => Cell {
+            lora: true,
+            checkpoint: false,
+            inference: true,
+            warm: true,
+        },
         Some("13") => Cell {
             lora: false,
             checkpoint: false,
+            inference: false,
             warm: false,
         },
         Some("17") => Cell {
             lora: true,
             checkpoint: false,
+            inference: false,
             warm: true,
         },
         // its first printed model size has one workspace: the process was new
         Some("19") => Cell {
             lora: true,
             checkpoint: true,
+            inference: false,
             warm: false,
         },
         _ => {
-            return Err(
-                "this cell of the notebook is not modelled (4-bit or HQQ weights, inference)"
-                    .into(),
-            );
+            return Err("this cell of the notebook is not modelled (4-bit or HQQ weights)".into());
         }
     };
     let point = match text(r, "measured_metric") {
@@ -133,6 +158,7 @@ pub fn predict(r: &Value) -> Result<Predicted, Why> {
             &Cell {
                 lora: false,
                 checkpoint: false,
+                inference: false,
                 warm: false,
             },
             LENGTHS[0],

@@ -19,22 +19,23 @@ pub enum Tables {
 }
 
 impl Tables {
-    pub fn new(m: &Run, c: &Config, s: u64, dtype: ScalarType) -> Tables {
+    /// For positions `[b, s]`.
+    pub fn new(m: &Run, c: &Config, [b, s]: [u64; 2], dtype: ScalarType) -> Tables {
         let dim = c.qk_rope_head_dim;
         if c.v3 {
-            let (cos, sin) = common::rope::tables(m, s, dim, dtype);
+            let (cos, sin) = common::rope::tables_for(m, b, s, dim, dtype);
             return Tables::Real { cos, sin };
         }
         let cx = &m.cx;
         cx.with_grad(false, || {
             let f32s = |op, d: &[u64]| cx.empty(op, Shape::new(d), ScalarType::F32);
-            let positions = f32s(OpId::TO_COPY, &[1, 1, s]);
-            let freqs = f32s(OpId::BMM, &[1, s, dim / 2]);
+            let positions = f32s(OpId::TO_COPY, &[b, 1, s]);
+            let freqs = f32s(OpId::BMM, &[b, s, dim / 2]);
             cx.gemm();
-            let ones = f32s(OpId::ONES_LIKE, &[1, s, dim / 2]);
-            let polar = f32s(OpId::COS, &[1, s, dim / 2, 2]);
+            let ones = f32s(OpId::ONES_LIKE, &[b, s, dim / 2]);
+            let polar = f32s(OpId::COS, &[b, s, dim / 2, 2]);
             drop(ones);
-            let scaled = f32s(OpId::MUL, &[1, s, dim / 2, 2]);
+            let scaled = f32s(OpId::MUL, &[b, s, dim / 2, 2]);
             drop(polar);
             drop(positions);
             drop(freqs);
@@ -103,7 +104,9 @@ impl Attention {
 
     /// `y.view(B, S, -1, size).transpose(1, 2)`.
     fn heads(&self, m: &Run, y: &Tensor, size: u64, x: &Tensor) -> Tensor {
-        let shape = Shape::new(&[x.size(0), x.size(1), self.c.num_attention_heads, size]);
+        // keys and values are made of every cached token
+        let (b, h) = (x.size(0), self.c.num_attention_heads);
+        let shape = Shape::new(&[b, y.numel() / (b * h * size).max(1), h, size]);
         ops::transpose(&m.cx, &ops::view(&m.cx, y, shape), 1, 2)
     }
 
@@ -141,6 +144,8 @@ impl Attention {
             latent = ops::view(cx, &latent, Shape::new(&[b, 1, s, c.kv_lora_rank]));
             k_rot = ops::view(cx, &k_rot, Shape::new(&[b, 1, s, rope]));
             (q_rot, k_rot) = self.rotate(m, &q_rot, &k_rot, tables);
+            // the cache holds both latents, not keys and values
+            (latent, k_rot) = m.cached(self.id, None, latent, k_rot);
             q = ops::cat(cx, &[&q_pass, &q_rot], -1);
             (k, v) = self.expand(m, &latent, &k_rot, x);
             compressed_latent = Some(latent);
@@ -152,8 +157,8 @@ impl Attention {
             (q_rot, k_rot) = self.rotate(m, &q_rot, &k_rot, tables);
             k_rot = ops::expand(cx, &k_rot, k_pass.shape.with(-1, rope));
             q = ops::cat(cx, &[&q_pass, &q_rot], -1);
-            k = ops::cat(cx, &[&k_pass, &k_rot], -1);
-            v = values;
+            let keys = ops::cat(cx, &[&k_pass, &k_rot], -1);
+            (k, v) = m.cached(self.id, None, keys, values);
         }
         let p = c.attention_dropout;
         let (mut o, w) = common::attention::attend_with_weights(m, &q, &k, &v, mask, p, true);
