@@ -47,6 +47,8 @@ pub fn vllm(r: &Value) -> Result<Predicted, Why> {
         total: 96 << 30,
         free: 95 << 30,
         hopper: false,
+        fp8: false,
+        multiprocessors: 108,
     };
     let s = vllm::start(&model, &settings, &card).map_err(|e| e.to_string())?;
     Ok(Predicted {
