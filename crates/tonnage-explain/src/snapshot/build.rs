@@ -398,7 +398,7 @@ impl Builder {
                 }
                 // of one device
                 (Key::DeviceTraces, Value::Item(Item::Events(a, n))) => {
-                    self.snapshot.traces = vec![*a as usize..(*a + *n) as usize];
+                    self.snapshot.traces = Vec::from([*a as usize..(*a + *n) as usize]);
                 }
                 (Key::Settings, Value::Item(Item::Settings(i))) => {
                     self.snapshot.settings = self.settings[*i as usize].clone();
@@ -491,11 +491,11 @@ impl Builder {
             // the first tells: what is allocated now
             (Item::Pasts(_), Item::Past(_)) => now,
             (Item::EmptyList, Item::Events(a, n)) => {
-                self.traces.push(vec![a as usize..(a + n) as usize]);
+                self.traces.push(Vec::from([a as usize..(a + n) as usize]));
                 Item::Traces(self.traces.len() as u32 - 1)
             }
             (Item::EmptyList, Item::EmptyList) => {
-                self.traces.push(vec![0..0]);
+                self.traces.push(Vec::from([0..0]));
                 Item::Traces(self.traces.len() as u32 - 1)
             }
             (Item::Traces(i), Item::Events(a, n)) => {

@@ -57,6 +57,21 @@ impl Category {
     }
 }
 
+/// A module that moves or loads its tensors.
+fn moved(file: &str, name: &str) -> bool {
+    let names = [
+        "_apply",
+        "to",
+        "cuda",
+        "half",
+        "bfloat16",
+        "float",
+        "to_empty",
+        "_load_from_state_dict",
+    ];
+    file.contains("torch/nn/modules/module.py") && names.contains(&name)
+}
+
 /// PyTorch's default cuBLAS workspace (`:4096:2:16:8`); 32 MiB of newer cards are no number of their own.
 const CUBLAS: u64 = 8_519_680;
 
@@ -126,23 +141,8 @@ impl Categories {
                 return Category::Backward;
             } else if of("torch/distributed/") && found == Category::Other {
                 found = Category::Communication;
-            } else if of("torch/nn/modules/module.py")
-                && matches!(
-                    name,
-                    "_apply"
-                        | "to"
-                        | "cuda"
-                        | "half"
-                        | "bfloat16"
-                        | "float"
-                        | "to_empty"
-                        | "load_state_dict"
-                        | "_load_from_state_dict"
-                )
-            {
-                return Category::Parameters;
-            } else if name == "from_pretrained"
-                || name == "load_checkpoint"
+            } else if moved(&unix, name)
+                || matches!(name, "from_pretrained" | "load_checkpoint")
                 || of("safetensors/")
                 || name.starts_with("load_state_dict")
             {

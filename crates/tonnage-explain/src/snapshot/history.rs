@@ -124,7 +124,7 @@ impl<'a> History<'a> {
             }
             high = high.max(l.allocated_bytes);
             high_reserved = high_reserved.max(l.reserved_bytes);
-            if (i + 1) % part == 0 || i + 1 == n {
+            if (i + 1).is_multiple_of(part) || i + 1 == n {
                 h.timeline.push((i, high, high_reserved));
                 h.times.push(e.time_us);
                 (high, high_reserved) = (l.allocated_bytes, l.reserved_bytes);
@@ -234,18 +234,14 @@ fn before(snapshot: &Snapshot, device: u32) -> Initial {
             Action::Alloc => {
                 begun.insert(e.addr, ());
             }
-            Action::FreeRequested => {
-                if begun.remove(&e.addr).is_none() {
-                    old.push((e.addr, e.size, e.stack));
-                }
+            Action::FreeRequested if begun.remove(&e.addr).is_none() => {
+                old.push((e.addr, e.size, e.stack));
             }
             Action::SegmentAlloc => {
                 mapped.insert(e.addr, e.size);
             }
-            Action::SegmentFree => {
-                if mapped.remove(&e.addr).is_none() {
-                    old_segments.push((e.addr, e.size));
-                }
+            Action::SegmentFree if mapped.remove(&e.addr).is_none() => {
+                old_segments.push((e.addr, e.size));
             }
             Action::SegmentMap => {
                 expandable = true;

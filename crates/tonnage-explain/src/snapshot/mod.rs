@@ -3,6 +3,8 @@
 //!
 //! Formats: pickle protocols 2 to 5 ([`pickle`]), the same as JSON ([`json`]), and what PyTorch's profiler writes of memory ([`profiler`]).
 
+// a device's trace is one range of events
+#[allow(clippy::single_range_in_vec_init)]
 mod build;
 pub mod category;
 mod chunked;
@@ -223,6 +225,7 @@ pub struct Texts {
 #[derive(Debug, Clone)]
 enum Vec1 {
     One(u32),
+    #[allow(clippy::box_collection)] // a second word would make every entry larger
     More(Box<Vec<u32>>),
 }
 
