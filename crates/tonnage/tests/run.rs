@@ -166,6 +166,7 @@ fn signals_reach_the_command_once() {
     let mut keys = c.stdin.take().expect("a pipe");
     keys.write_all(b"\x03").expect("typed");
     screen.read_to_end(&mut seen).expect("read");
+    c.wait().expect("ends");
     let text = String::from_utf8_lossy(&seen);
     assert!(text.contains("status 41"), "{text}");
     assert!(
