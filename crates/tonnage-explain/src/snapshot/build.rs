@@ -100,6 +100,16 @@ fn number(v: Value) -> u64 {
     }
 }
 
+/// A size; no device has more than this, and sums of sizes must not wrap.
+fn size(v: Value) -> u64 {
+    number(v).min(1 << 50)
+}
+
+/// An address, such that an end of a block is one too.
+fn address(v: Value) -> u64 {
+    number(v).min(1 << 63)
+}
+
 impl Builder {
     #[inline]
     fn key(&mut self, text: u32) -> Key {
@@ -161,8 +171,8 @@ impl Builder {
                     e.action = self.action(t);
                 }
             }
-            Key::Addr | Key::DeviceFree => e.addr = number(v),
-            Key::Size => e.size = number(v),
+            Key::Addr | Key::DeviceFree => e.addr = address(v),
+            Key::Size => e.size = size(v),
             Key::Stream => e.stream = number(v),
             Key::TimeUs => e.time_us = number(v),
             Key::Frames => e.stack = self.stack_of(v),
@@ -265,9 +275,9 @@ impl Builder {
         for (k, v) in pairs {
             let Value::Text(t) = k else { continue };
             match self.key(*t) {
-                Key::Address => b.address = number(*v),
-                Key::Size => b.size = number(*v),
-                Key::RequestedSize => asked = Some(number(*v)),
+                Key::Address => b.address = address(*v),
+                Key::Size => b.size = size(*v),
+                Key::RequestedSize => asked = Some(size(*v)),
                 Key::Frames => b.stack = self.stack_of(*v),
                 Key::State => {
                     if let Value::Text(t) = v {
@@ -299,7 +309,7 @@ impl Builder {
         for (k, v) in pairs {
             let Value::Text(t) = k else { continue };
             match self.key(*t) {
-                Key::RealSize => p.0 = number(*v),
+                Key::RealSize => p.0 = size(*v),
                 Key::Frames => p.1 = self.stack_of(*v),
                 _ => {}
             }
@@ -326,11 +336,11 @@ impl Builder {
             let Value::Text(t) = k else { continue };
             match (self.key(*t), v) {
                 (Key::Device, v) => s.device = number(*v) as u32,
-                (Key::Address, v) => s.address = number(*v),
-                (Key::TotalSize, v) => s.total = number(*v),
-                (Key::AllocatedSize, v) => s.allocated = number(*v),
-                (Key::ActiveSize, v) => s.active = number(*v),
-                (Key::RequestedSize, v) => s.requested = number(*v),
+                (Key::Address, v) => s.address = address(*v),
+                (Key::TotalSize, v) => s.total = size(*v),
+                (Key::AllocatedSize, v) => s.allocated = size(*v),
+                (Key::ActiveSize, v) => s.active = size(*v),
+                (Key::RequestedSize, v) => s.requested = size(*v),
                 (Key::Stream, v) => s.stream = number(*v),
                 (Key::Expandable, v) => s.expandable = number(*v) != 0,
                 (Key::SegmentType, Value::Text(t)) => {

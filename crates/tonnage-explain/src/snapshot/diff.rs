@@ -51,8 +51,8 @@ fn sums(s: &Snapshot) -> Sums {
     for device in s.devices() {
         for l in listed(s, device) {
             let e = by_stack.entry(l.stack).or_insert((0, 0, l.requested));
-            e.0 += l.size;
-            e.1 += 1;
+            e.0 = e.0.saturating_add(l.size);
+            e.1 = e.1.saturating_add(1);
         }
     }
     let mut out = Sums::default();
@@ -70,8 +70,8 @@ fn sums(s: &Snapshot) -> Sums {
             })
             .collect();
         let e = out.entry(key).or_insert((0, 0, stack, requested));
-        e.0 += bytes;
-        e.1 += blocks;
+        e.0 = e.0.saturating_add(bytes);
+        e.1 = e.1.saturating_add(blocks);
     }
     out
 }
@@ -109,7 +109,9 @@ impl Diff {
                 .cmp(&(a.likely, a.growth()))
                 .then_with(|| a.frames.cmp(&b.frames))
         });
-        let total = |s: &Snapshot, f: fn(&super::Segment) -> u64| s.segments.iter().map(f).sum();
+        let total = |s: &Snapshot, f: fn(&super::Segment) -> u64| {
+            s.segments.iter().map(f).fold(0u64, u64::saturating_add)
+        };
         Diff {
             schema: crate::oom::log::SCHEMA,
             kind: "snapshot-diff",

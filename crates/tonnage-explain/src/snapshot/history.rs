@@ -357,7 +357,7 @@ impl History<'_> {
     fn split(&mut self, i: u32, size: u64) {
         let b = self.blocks[i as usize];
         let rest = self.new_block(Blk {
-            addr: b.addr + size,
+            addr: b.addr.saturating_add(size),
             size: b.size - size,
             requested: 0,
             stack: 0,
@@ -457,7 +457,7 @@ impl History<'_> {
         let g = self.blocks[gone as usize];
         self.at.remove(&g.addr);
         let b = &mut self.blocks[i as usize];
-        b.size += g.size;
+        b.size = b.size.saturating_add(g.size);
         b.next = g.next;
         if g.next != NONE {
             self.blocks[g.next as usize].prev = i;

@@ -122,9 +122,9 @@ pub(super) fn categories<'b>(
             requested_bytes: 0,
             blocks: 0,
         });
-        e.bytes += l.size;
-        e.requested_bytes += l.requested;
-        e.blocks += 1;
+        e.bytes = e.bytes.saturating_add(l.size);
+        e.requested_bytes = e.requested_bytes.saturating_add(l.requested);
+        e.blocks = e.blocks.saturating_add(1);
     }
     Category::ALL
         .iter()
@@ -176,8 +176,8 @@ pub(super) fn stacks<'b>(
     let mut sums: FxHashMap<u32, (u64, u64, u64)> = FxHashMap::default();
     for l in live {
         let e = sums.entry(l.stack).or_insert((0, 0, l.requested));
-        e.0 += l.size;
-        e.1 += 1;
+        e.0 = e.0.saturating_add(l.size);
+        e.1 = e.1.saturating_add(1);
     }
     let mut all: Vec<_> = sums.into_iter().collect();
     all.sort_unstable_by_key(|(stack, (bytes, ..))| (std::cmp::Reverse(*bytes), *stack));
@@ -212,7 +212,7 @@ pub fn listed(s: &Snapshot, device: u32) -> Vec<Live> {
 fn map(s: &Snapshot, device: u32) -> (Fragmentation, Vec<SegmentRow>, Level) {
     let mut f = Fragmentation::default();
     let mut rows = Vec::new();
-    let mut requested = 0;
+    let mut requested = 0u64;
     for g in s.segments.iter().filter(|g| g.device == device) {
         let blocks = &s.blocks[g.blocks.clone()];
         let mut row = SegmentRow {
@@ -226,20 +226,20 @@ fn map(s: &Snapshot, device: u32) -> (Fragmentation, Vec<SegmentRow>, Level) {
             runs: Vec::new(),
         };
         let mut busy = false;
-        let mut free = 0;
+        let mut free = 0u64;
         for b in blocks {
             let kind = match b.state {
                 State::Allocated => {
-                    row.allocated_bytes += b.size;
-                    requested += b.requested;
+                    row.allocated_bytes = row.allocated_bytes.saturating_add(b.size);
+                    requested = requested.saturating_add(b.requested);
                     'a'
                 }
                 State::Pending => {
-                    f.pending_bytes += b.size;
+                    f.pending_bytes = f.pending_bytes.saturating_add(b.size);
                     'p'
                 }
                 State::Inactive => {
-                    free += b.size;
+                    free = free.saturating_add(b.size);
                     row.largest_free_bytes = row.largest_free_bytes.max(b.size);
                     'f'
                 }
@@ -247,20 +247,20 @@ fn map(s: &Snapshot, device: u32) -> (Fragmentation, Vec<SegmentRow>, Level) {
             busy |= kind != 'f';
             if rows.len() < 1000 {
                 match row.runs.last_mut() {
-                    Some(r) if r.0 == kind => r.1 += b.size,
+                    Some(r) if r.0 == kind => r.1 = r.1.saturating_add(b.size),
                     _ => row.runs.push((kind, b.size)),
                 }
             }
         }
-        f.segments += 1;
-        f.reserved_bytes += g.total;
-        f.allocated_bytes += row.allocated_bytes;
-        f.free_bytes += free;
+        f.segments = f.segments.saturating_add(1);
+        f.reserved_bytes = f.reserved_bytes.saturating_add(g.total);
+        f.allocated_bytes = f.allocated_bytes.saturating_add(row.allocated_bytes);
+        f.free_bytes = f.free_bytes.saturating_add(free);
         if !busy {
-            f.releasable_bytes += free;
+            f.releasable_bytes = f.releasable_bytes.saturating_add(free);
         }
         if row.private_pool {
-            f.private_bytes += free;
+            f.private_bytes = f.private_bytes.saturating_add(free);
         }
         f.largest_free_bytes = f.largest_free_bytes.max(row.largest_free_bytes);
         rows.push(row);
