@@ -12,7 +12,7 @@ fn gemma3_events() {
 
 #[test]
 fn gemma3_records() {
-    exact(OWN, "gemma3-", 8);
+    exact(OWN, "gemma3-", 9);
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn deepseek_events() {
 
 #[test]
 fn deepseek_records() {
-    exact(OWN, "deepseek-v3-", 8);
+    exact(OWN, "deepseek-v3-", 9);
     exact(OWN, "deepseek-v2-", 4);
 }
 

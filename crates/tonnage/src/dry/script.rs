@@ -373,8 +373,8 @@ mod tests {
         let s = script("y", &c).unwrap();
         assert!(
             s.contains("def optimizer(")
-                && !s.contains("peft")
-                && !s.contains("bitsandbytes as bnb\n\n    how")
+                && !s.contains("get_peft_model")
+                && !s.contains("def quantise")
         );
     }
 }
