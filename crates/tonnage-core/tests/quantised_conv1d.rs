@@ -18,8 +18,8 @@ fn loaded(quant: &str) -> u64 {
         ..Options::default()
     };
     let e = estimate(&import::read("gpt2.toml", &job).unwrap(), &options).unwrap();
-    let loading = e.analysis.intervals.iter().filter(|i| i.mark.step < 0);
-    loading.last().unwrap().end.allocated
+    let mut loading = e.analysis.intervals.iter().filter(|i| i.mark.step < 0);
+    loading.next_back().unwrap().end.allocated
 }
 
 /// The recorder's own input ids, one block, are there before its first figure.

@@ -478,7 +478,7 @@ fn scaled(
         }
         runs.push((v, t));
     }
-    let config = AllocatorConfig::parse(&runs.first().map_or("", |r| r.1.header.settings.as_str()))
+    let config = AllocatorConfig::parse(runs.first().map_or("", |r| r.1.header.settings.as_str()))
         .unwrap_or_default();
     let s = scale::scale(&runs, x, &config).map_err(|e| e.to_string())?;
     let f = s.trace.as_ref().map(|t| footprint::footprint(t, device));
