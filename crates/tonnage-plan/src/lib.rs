@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod cards;
 pub mod cost;
+pub mod export;
 pub mod plan;
 pub mod report;
 pub mod schedule;

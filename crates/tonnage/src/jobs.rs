@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use tonnage_core::doc::MAX_BYTES;
 use tonnage_core::job::{DescriptionFile, Origin};
-use tonnage_core::{Diagnostic, Job, import};
+use tonnage_core::{Diagnostic, Job};
 
 /// Reads a text file of a sane size; `-` is standard input.
 ///
@@ -45,7 +45,8 @@ pub fn load(path: Option<&Path>, flags: &SettingFlags) -> Result<Job, (Vec<Diagn
     let mut job = match path {
         Some(p) => {
             let text = read_text(p).map_err(|d| (d, Status::BadInput))?;
-            import::read(&p.display().to_string(), &text).map_err(|d| (d, Status::BadInput))?
+            tonnage_plan::export::read(&p.display().to_string(), &text)
+                .map_err(|d| (d, Status::BadInput))?
         }
         None => Job::new("command line", "flags"),
     };

@@ -17,7 +17,15 @@ use tonnage_units::nearest;
 /// # Errors
 /// Everything that is wrong with the file.
 pub fn read(file: &str, text: &str) -> Result<Job, Vec<Diagnostic>> {
-    let doc = Doc::parse(file, text).map_err(|d| vec![d])?;
+    read_doc(&Doc::parse(file, text).map_err(|d| vec![d])?)
+}
+
+/// As [`read`], of a file that is parsed.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_doc(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
+    let file = &doc.file;
     let has = |k: &str| doc.root.get(k).is_some();
     let is_table = |k: &str| doc.root.get(k).is_some_and(|n| n.table().is_some());
     if doc.root.table().is_none() {
@@ -35,18 +43,18 @@ pub fn read(file: &str, text: &str) -> Result<Job, Vec<Diagnostic>> {
     .iter()
     .any(|k| has(k))
     {
-        agi2::read(&doc)
+        agi2::read(doc)
     } else if has("n_layer") && has("block_size") {
-        gpt::read(&doc)
+        gpt::read(doc)
     } else if has("family") && is_table("model") {
         match doc.root.get("family").and_then(Node::text) {
-            Some("encoder-classifier") => spoter::read(&doc),
-            _ => deepseek::read(&doc),
+            Some("encoder-classifier") => spoter::read(doc),
+            _ => deepseek::read(doc),
         }
     } else if has("method") && has("model") && !is_table("model") {
-        stateset::read(&doc)
+        stateset::read(doc)
     } else if has("model_type") || has("architectures") {
-        hf_config::read(&doc)
+        hf_config::read(doc)
     } else if doc.file.to_ascii_lowercase().ends_with(".json")
         || doc.text.trim_start().starts_with('{')
     {
@@ -60,7 +68,7 @@ pub fn read(file: &str, text: &str) -> Result<Job, Vec<Diagnostic>> {
             .help(format!("known JSON files: {known}; or write a TOML job")),
         ])
     } else {
-        read_job(&doc)
+        read_job(doc)
     }
 }
 

@@ -1,0 +1,77 @@
+//! The table of formats.
+
+use super::{Options, Written, job_file};
+use tonnage_core::Job;
+use tonnage_core::doc::{Diagnostic, Doc};
+use tonnage_units::nearest;
+
+/// What a format is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A job, whole.
+    Job,
+    /// Part of a job: a file that stands beside a trainer's.
+    Companion,
+    /// A serving engine's command line.
+    Engine,
+    /// A request for machines.
+    Request,
+}
+
+/// A job, or everything that is wrong.
+pub type Read = Result<Job, Vec<Diagnostic>>;
+
+/// A row of the table.
+pub struct Format {
+    /// The word after `--to`.
+    pub name: &'static str,
+    /// Other words for it.
+    pub also: &'static [&'static str],
+    pub kind: Kind,
+    /// The tool and the version whose source was read.
+    pub what: &'static str,
+    /// Of a companion: the settings that it can hold. Empty: all of a job.
+    pub keys: &'static [&'static str],
+    /// The files of a job; the first is the one that [`Format::read`] reads.
+    pub write: fn(&Job, &Options) -> Result<Written, Vec<Diagnostic>>,
+    /// Is this file of the format?
+    pub recognise: Option<fn(&Doc) -> bool>,
+    /// The job that a file says.
+    pub read: Option<fn(&Doc) -> Read>,
+}
+
+/// Every format; a file is read by the first that recognises it.
+pub static FORMATS: &[Format] = &[Format {
+    name: "job",
+    also: &["toml", "tonnage"],
+    kind: Kind::Job,
+    what: "this program's own job file",
+    keys: &[],
+    write: job_file::write,
+    recognise: None,
+    read: Some(tonnage_core::import::read_doc),
+}];
+
+/// The format of this name.
+///
+/// # Errors
+/// There is none; the nearest is said.
+pub fn find(name: &str) -> Result<&'static Format, Diagnostic> {
+    let lower = name.to_ascii_lowercase().replace('_', "-");
+    FORMATS
+        .iter()
+        .find(|f| f.name == lower || f.also.contains(&lower.as_str()))
+        .ok_or_else(|| {
+            let words = FORMATS
+                .iter()
+                .flat_map(|f| std::iter::once(f.name).chain(f.also.iter().copied()));
+            let d = Diagnostic::error("unknown-format", format!("no format is named `{name}`"));
+            match nearest(&lower, words) {
+                Some(n) => d.help(format!("did you mean `{n}`?")),
+                None => {
+                    let names: Vec<_> = FORMATS.iter().map(|f| f.name).collect();
+                    d.help(format!("one of {}", names.join(", ")))
+                }
+            }
+        })
+}

@@ -1,0 +1,131 @@
+//! What a file says against what the job says.
+
+use super::format::{Format, Kind};
+use tonnage_core::Job;
+use tonnage_core::doc::{Diagnostic, Value};
+use tonnage_core::job::{SETTINGS, Setting};
+
+/// A setting in which two jobs differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    pub key: &'static str,
+    /// What the first job has, its default included.
+    pub ours: Option<Value>,
+    pub theirs: Option<Value>,
+}
+
+/// Does this setting say anything in this job? (Adapters' settings in a job without adapters do not.)
+fn applies(job: &Job, s: &Setting) -> bool {
+    let table = s.key.split_once('.').map_or("", |(t, _)| t);
+    match (table, s.key) {
+        ("lora", _) => job.given("lora.r").is_some(),
+        ("quant", _) => job.given("quant.format").is_some(),
+        ("generate", _) => job.word("work.kind") == "generate",
+        (_, "train.checkpoint_every" | "train.checkpoint_reentrant") => {
+            job.word("train.activation_checkpointing") != "none"
+        }
+        (_, "train.loss_chunks") => job.word("train.loss") == "chunked",
+        (_, "train.hold" | "train.zero_grad") => job.word("train.loop") == "plain",
+        (_, "train.freeze_embeddings") => job.flag("train.freeze_embeddings"),
+        _ => true,
+    }
+}
+
+fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let plain = |v: &Value| match v {
+        Value::Float(f) => serde_json::json!(f),
+        Value::Int(i) => serde_json::json!(*i as f64),
+        v => v.to_json(),
+    };
+    match (a, b) {
+        (Some(a), Some(b)) => plain(a) == plain(b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// The settings in which two jobs differ, defaults counted as said.
+pub fn differences(ours: &Job, theirs: &Job) -> Vec<Difference> {
+    SETTINGS
+        .iter()
+        .filter(|s| applies(ours, s) || applies(theirs, s))
+        .filter_map(|s| {
+            let value = |j: &Job| applies(j, s).then(|| j.get(s.key)).flatten();
+            let (a, b) = (value(ours), value(theirs));
+            (!same(a.as_ref(), b.as_ref())).then_some(Difference {
+                key: s.key,
+                ours: a,
+                theirs: b,
+            })
+        })
+        .collect()
+}
+
+fn shown(v: Option<&Value>) -> String {
+    match v {
+        Some(Value::Text(t)) => t.clone(),
+        Some(Value::Float(f)) => format!("{f:?}"),
+        Some(v) => v.shown(),
+        None => "absent".into(),
+    }
+}
+
+/// Holds what was read back against the job; `back` gets the job's model file and uncertain settings.
+///
+/// # Errors
+/// What the job gives and the file does not say.
+pub fn check(
+    job: &Job,
+    back: &mut Job,
+    format: &Format,
+) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
+    back.resolved.clone_from(&job.resolved);
+    back.description.clone_from(&job.description);
+    let mut bad = Vec::new();
+    let mut notes = Vec::new();
+    let all = differences(job, back);
+    for d in all
+        .iter()
+        .filter(|d| format.keys.is_empty() || format.keys.contains(&d.key))
+    {
+        let (ours, theirs) = (shown(d.ours.as_ref()), shown(d.theirs.as_ref()));
+        if job.given(d.key).is_some() {
+            bad.push(
+                Diagnostic::error(
+                    "cannot-express",
+                    format!(
+                        "`{}` = {ours} cannot be said in a file for {}: it would be {theirs}",
+                        d.key, format.name
+                    ),
+                )
+                .help(if theirs == "absent" {
+                    format!("leave `{}` out, or export to another format", d.key)
+                } else {
+                    format!("set `{}` to {theirs}, or export to another format", d.key)
+                }),
+            );
+        } else {
+            notes.push(
+                Diagnostic::note(
+                    "as-the-tool-does",
+                    format!(
+                        "`{}` is not given: {theirs}, as {} has it",
+                        d.key, format.name
+                    ),
+                )
+                .effect(format!("{ours} is what the job alone would be read as")),
+            );
+        }
+    }
+    if format.kind != Kind::Companion && job.uncertain.len() != back.uncertain.len() {
+        let keys: Vec<_> = job.uncertain.iter().map(|u| u.key.as_str()).collect();
+        notes.push(Diagnostic::note(
+            "expected-only",
+            format!(
+                "the file holds the expected values; the job's alternatives ({}) are not in it",
+                keys.join(", ")
+            ),
+        ));
+    }
+    if bad.is_empty() { Ok(notes) } else { Err(bad) }
+}
