@@ -1,37 +1,12 @@
 //! What the documents show is what the program does. With TONNAGE_BLESS=1 the documents are rewritten instead of compared.
 
 mod common;
+use common::document::{root, same};
 use common::{stderr, stdout, tonnage};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tonnage_core::footprint::Options;
 use tonnage_report::{Style, text};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn bless() -> bool {
-    std::env::var_os("TONNAGE_BLESS").is_some()
-}
-
-/// Compares a file's text with what it should be; writes it where blessed.
-fn same(path: &Path, old: &str, new: &str) {
-    if old == new {
-        return;
-    }
-    if bless() {
-        std::fs::write(path, new).unwrap();
-        return;
-    }
-    let first = old.lines().zip(new.lines()).find(|(a, b)| a != b);
-    let lines = (old.lines().count(), new.lines().count());
-    panic!(
-        "{} is not what the program says (TONNAGE_BLESS=1 rewrites it); lines {lines:?}, the first that differs (file, program): {first:#?}",
-        path.display()
-    );
-}
 
 /// README.md and every Markdown file below docs/.
 fn documents() -> Vec<PathBuf> {
@@ -180,67 +155,6 @@ fn every_command_of_the_documents_runs_and_prints_what_stands_there() {
         same(&path, &old, &new);
     }
     assert!(commands >= 5, "{commands}");
-}
-
-/// The rows of README's table: what `tonnage validate` says about the training rows of each file of recorded runs.
-fn accuracy() -> String {
-    let mut files: Vec<String> = std::fs::read_dir(root().join("groundtruth"))
-        .unwrap()
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok())
-        .filter(|n| n.starts_with("torch-trace") && n.ends_with(".jsonl"))
-        .collect();
-    files.sort();
-    let mut t = String::from(
-        "| recorded runs | training jobs | supported | every figure equal to the byte | largest error |\n| --- | --- | --- | --- | --- |\n",
-    );
-    for f in files {
-        let path = format!("groundtruth/{f}");
-        let o = tonnage(&["validate", &path, "--format", "json"]);
-        let v: Value =
-            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{f}: {e} {}", stderr(&o)));
-        // of a job: is it supported, and its largest error
-        let mut jobs: BTreeMap<&str, (bool, f64)> = BTreeMap::new();
-        for r in v["rows"].as_array().unwrap() {
-            if r["group"] != "train" || r["metric"] == "peak_phase" {
-                continue;
-            }
-            let j = jobs.entry(r["id"].as_str().unwrap()).or_insert((true, 0.0));
-            match r["unsupported"].is_null() {
-                true => j.1 = j.1.max(r["error_pct"].as_f64().unwrap_or(f64::INFINITY)),
-                false => j.0 = false,
-            }
-        }
-        let supported: Vec<f64> = jobs.values().filter(|j| j.0).map(|j| j.1).collect();
-        let exact = supported.iter().filter(|e| **e == 0.0).count();
-        let worst = supported.iter().copied().fold(0.0, f64::max);
-        let worst = if worst == 0.0 {
-            "0 %".into()
-        } else {
-            format!("{worst:.3} %")
-        };
-        t += &format!(
-            "| `{f}` | {} | {} | {exact} | {worst} |\n",
-            jobs.len(),
-            supported.len()
-        );
-    }
-    t
-}
-
-#[test]
-fn the_accuracy_table_is_what_validate_says() {
-    let path = root().join("README.md");
-    let old = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = old
-        .split_once("<!-- accuracy -->\n")
-        .expect("the table's beginning");
-    let (_, after) = rest.split_once("<!-- end -->").expect("the table's end");
-    let new = format!(
-        "{before}<!-- accuracy -->\n{}<!-- end -->{after}",
-        accuracy()
-    );
-    same(&path, &old, &new);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Helpers of the acceptance tests: the seeds' files, the program, footprints.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod document;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tonnage_core::footprint::{Component, Estimate, Footprint, Options, estimate};
