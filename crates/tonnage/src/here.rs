@@ -1,6 +1,6 @@
 //! The card of this machine, as it is now: the verdict's card where none is named (`--gpu auto` asks for it by name).
 
-use tonnage_catalog::{Gpu, gpu};
+use tonnage_catalog::{Gpu, Gpus};
 use tonnage_core::Diagnostic;
 use tonnage_core::verdict::Present;
 use tonnage_host::device::{DeviceReading, Readers, System};
@@ -9,9 +9,9 @@ use tonnage_host::device::{DeviceReading, Readers, System};
 pub const AUTO: &str = "auto";
 
 /// The row of the catalog for a device by its driver's name; of several, the one of its size.
-pub fn row(d: &DeviceReading) -> Result<Gpu, String> {
+pub fn row(d: &DeviceReading, gpus: &Gpus) -> Result<Gpu, String> {
     use tonnage_catalog::LookupError::Ambiguous;
-    match gpu(&d.name) {
+    match gpus.find(&d.name) {
         Ok(g) => Ok(g),
         Err(Ambiguous { candidates, .. }) if d.memory.is_some() => {
             let total = d.memory.map_or(0, |m| m.total);
@@ -21,7 +21,7 @@ pub fn row(d: &DeviceReading) -> Result<Gpu, String> {
             };
             candidates
                 .iter()
-                .filter_map(|c| gpu(c).ok())
+                .filter_map(|c| gpus.find(c).ok())
                 .min_by_key(near)
                 .filter(|g| near(g) < total / 20)
                 .ok_or_else(|| format!("{}: no card of its size is in the catalog", d.name))
@@ -46,7 +46,7 @@ fn first(all: &[DeviceReading]) -> Option<&DeviceReading> {
 ///
 /// # Errors
 /// There is one that cannot answer, in words.
-pub fn present() -> Result<Option<Present>, String> {
+pub fn present(gpus: &Gpus) -> Result<Option<Present>, String> {
     if std::env::var_os("TONNAGE_NO_DEVICE").is_some_and(|v| !v.is_empty()) {
         return Ok(None);
     }
@@ -64,7 +64,7 @@ pub fn present() -> Result<Option<Present>, String> {
             d.troubles.join("; ")
         ));
     };
-    let g = row(d)?;
+    let g = row(d, gpus)?;
     Ok(Some(Present {
         gpu: g.id,
         usable: m.usable(),
@@ -73,18 +73,21 @@ pub fn present() -> Result<Option<Present>, String> {
 }
 
 /// `auto` where a card is here.
-pub fn default_name() -> Option<&'static str> {
-    matches!(present(), Ok(Some(_))).then_some(AUTO)
+pub fn default_name(gpus: &Gpus) -> Option<&'static str> {
+    matches!(present(gpus), Ok(Some(_))).then_some(AUTO)
 }
 
 /// What `--gpu` means: a name is that card, idle; `auto`, or nothing, is the card that is here.
 ///
 /// # Errors
 /// `auto` where there is no card to speak of.
-pub fn asked(given: Option<&str>) -> Result<(Option<String>, Option<Present>), Diagnostic> {
+pub fn asked(
+    given: Option<&str>,
+    gpus: &Gpus,
+) -> Result<(Option<String>, Option<Present>), Diagnostic> {
     let unavailable = |e: String| Diagnostic::error("unavailable", e);
     match given {
-        Some(AUTO) => match present() {
+        Some(AUTO) => match present(gpus) {
             Ok(Some(p)) => Ok((None, Some(p))),
             Ok(None) => Err(unavailable(
                 "--gpu auto: no GPU that can be read is in this machine".into(),
@@ -94,6 +97,6 @@ pub fn asked(given: Option<&str>) -> Result<(Option<String>, Option<Present>), D
         },
         Some(name) => Ok((Some(name.into()), None)),
         // what cannot be read is no reason to refuse a question that did not ask for it
-        None => Ok((None, present().unwrap_or(None))),
+        None => Ok((None, present(gpus).unwrap_or(None))),
     }
 }

@@ -156,6 +156,20 @@ fn own_cards_and_prices_are_one_file() {
     ]
     .concat());
     assert_eq!(json(&o)["rows"][0]["gpu"], "lab-card");
+    // so do the serving commands, on the command line's own card
+    let vllm = ["--", "vllm", "serve", "Qwen/Qwen2.5-0.5B"];
+    let llama = ["--", "llama-server", "-m", "gemma-3-270m.Q4_K_M"];
+    for verb in ["estimate", "fit"] {
+        for command in [&vllm[..], &llama[..]] {
+            let asked = [verb, "--gpu", "labby", "--format", "json"];
+            let v = json(&run(&[&asked, command].concat()));
+            let card = v.pointer("/gpu").or(v.pointer("/fits/0/gpu"));
+            assert_eq!(card.unwrap(), "lab-card", "{verb} {command:?}: {v}");
+        }
+    }
+    let asked = ["plan", "--gpu", "labby", "--format", "json"];
+    let v = json(&run(&[&asked, &model[..]].concat()));
+    assert_eq!(v["gpu_name"], "Lab Card");
     // a price without a date is refused, with the file's name
     std::fs::write(&file, text.replace("price_date = \"2026-11-01\"\n", "")).unwrap();
     let o = run(&["gpus", "rtx-4090"]);

@@ -20,7 +20,7 @@ pub struct Place {
 
 impl Place {
     pub fn new(options: &Options) -> Result<Place, Vec<Diagnostic>> {
-        let gpu = tonnage_catalog::gpu(&options.gpu).map_err(|e| {
+        let gpu = options.gpus.find(&options.gpu).map_err(|e| {
             vec![Diagnostic::error("unknown-gpu", e.to_string()).help("`tonnage gpus` lists them")]
         })?;
         let card = Card::of(&gpu);

@@ -15,6 +15,7 @@ pub use space::{Allow, Edit};
 use crate::cost::{Cost, Offer};
 use crate::time::{Span, StepTime};
 use serde::Serialize;
+use tonnage_catalog::Gpus;
 use tonnage_core::{Diagnostic, Job};
 use tonnage_units::Bytes;
 
@@ -67,8 +68,10 @@ impl Margin {
 /// The question.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A card of the catalog.
+    /// A card, by a name that [`Options::gpus`] has.
     pub gpu: String,
+    /// The cards there are: the catalog's and the user's own.
+    pub gpus: Gpus,
     pub objective: Objective,
     pub allow: Vec<Allow>,
     pub margin: Margin,
@@ -83,6 +86,7 @@ impl Options {
     pub fn new(gpu: &str) -> Options {
         Options {
             gpu: gpu.into(),
+            gpus: Gpus::builtin(),
             objective: Objective::Throughput,
             allow: Vec::new(),
             margin: Margin::Bytes(0),

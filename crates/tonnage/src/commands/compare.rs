@@ -63,7 +63,7 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
     // the card, and what of it is free, for each `--gpu` (none: nobody asked)
     let mut asked = Vec::new();
     for i in 0..cards.max(1) {
-        match crate::here::asked(a.gpu.get(i).map(String::as_str)) {
+        match crate::here::asked(a.gpu.get(i).map(String::as_str), &out.catalogs.gpus) {
             Ok(g) => asked.push(g),
             Err(d) => {
                 out.complain(&[d]);

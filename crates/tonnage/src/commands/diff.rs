@@ -38,7 +38,7 @@ pub struct DiffArgs {
 
 /// Runs it.
 pub fn run(a: &DiffArgs, out: &Output) -> Status {
-    match answer(a) {
+    match answer(a, out) {
         Ok(d) => {
             let same = d.levels.iter().all(|r| r.difference == 0);
             out.print(&match a.format {
@@ -54,7 +54,7 @@ pub fn run(a: &DiffArgs, out: &Output) -> Status {
     }
 }
 
-fn answer(a: &DiffArgs) -> Result<Diff, (Vec<Diagnostic>, Status)> {
+fn answer(a: &DiffArgs, out: &Output) -> Result<Diff, (Vec<Diagnostic>, Status)> {
     let one = |d| (vec![d], Status::BadInput);
     let trace = recording::load(&a.trace).map_err(one)?;
     let recorded_on = if trace.header.gpu.is_empty() {
@@ -63,7 +63,7 @@ fn answer(a: &DiffArgs) -> Result<Diff, (Vec<Diagnostic>, Status)> {
         &trace.header.gpu
     };
     let gpu = a.gpu.as_deref().unwrap_or(recorded_on);
-    let card = device(gpu).map_err(one)?;
+    let card = device(gpu, &out.catalogs.gpus).map_err(one)?;
     let recorded = Side::of(&footprint(&trace, &card));
     let text = jobs::read_text(&a.prediction).map_err(|d| (d, Status::BadInput))?;
     let footprint_json =

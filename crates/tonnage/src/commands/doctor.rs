@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use tonnage_catalog::LookupError;
 use tonnage_catalog::device::{Stack, usable};
-use tonnage_catalog::{LookupError, gpu};
 use tonnage_core::Diagnostic;
 use tonnage_host::device::System;
 use tonnage_host::doctor::{Section, block, gather, parse};
@@ -113,7 +113,7 @@ fn findings(sections: &[Section], out: &Output) -> Vec<String> {
     }
     for s in sections.iter().filter(|s| s.name.starts_with("gpu ")) {
         let name = s.get("name").unwrap_or("?");
-        match gpu(name) {
+        match out.catalogs.gpus.find(name) {
             Ok(g) => {
                 let kept = s.bytes("reserved by the driver").unwrap_or(0);
                 let here = s.bytes("total").map(|t| t.saturating_sub(kept));

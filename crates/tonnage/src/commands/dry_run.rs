@@ -8,7 +8,7 @@ use crate::output::Output;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
-use tonnage_catalog::gpu;
+use tonnage_catalog::Gpus;
 use tonnage_core::Diagnostic;
 use tonnage_core::footprint::{Component, Footprint};
 use tonnage_core::job::DEFAULT_GPU;
@@ -154,7 +154,7 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
         out.complain(&[d]);
         status
     };
-    let device = match device(a.gpu.as_deref().unwrap_or(DEFAULT_GPU)) {
+    let device = match device(a.gpu.as_deref().unwrap_or(DEFAULT_GPU), &out.catalogs.gpus) {
         Ok(d) => d,
         Err(d) => return fail(d),
     };
@@ -281,8 +281,8 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
 }
 
 /// The card's figures.
-pub fn device(id: &str) -> Result<Device, Diagnostic> {
-    let g = gpu(id).map_err(|e| {
+pub fn device(id: &str, gpus: &Gpus) -> Result<Device, Diagnostic> {
+    let g = gpus.find(id).map_err(|e| {
         Diagnostic::error("unknown-gpu", e.to_string()).help("`tonnage gpus` lists them")
     })?;
     Device::of(g).map_err(|e| Diagnostic::error("unavailable", e.to_string()))

@@ -35,7 +35,7 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         out.print(&to_toml(&job));
         return Status::Ok;
     }
-    let (gpu, present) = match crate::here::asked(a.gpu.as_deref()) {
+    let (gpu, present) = match crate::here::asked(a.gpu.as_deref(), &out.catalogs.gpus) {
         Ok(g) => g,
         Err(d) => {
             out.complain(&[d]);

@@ -5,6 +5,7 @@ use crate::Status;
 use crate::args::{FitArgs, TableFormat};
 use crate::headers;
 use crate::output::Output;
+use tonnage_catalog::Gpus;
 use tonnage_core::Diagnostic;
 use tonnage_core::fit::serving::{self as fits, Candidate, Fits};
 use tonnage_core::serve::command::{self, Command};
@@ -25,7 +26,7 @@ pub fn run(a: &FitArgs, out: &Output) -> Status {
     if a.command.is_empty() && !a.job.as_deref().is_some_and(unknown) {
         return super::fit_training::run(a, out);
     }
-    match found(a) {
+    match found(a, &out.catalogs.gpus) {
         Ok(f) => {
             out.print(&match a.format {
                 TableFormat::Json => json::pretty(&f),
@@ -41,7 +42,7 @@ pub fn run(a: &FitArgs, out: &Output) -> Status {
     }
 }
 
-fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
+fn found(a: &FitArgs, gpus: &Gpus) -> Result<Fits, (Diagnostic, Status)> {
     let usage = |m: &str, help: &str| failed(Diagnostic::error("bad-command", m).help(help));
     if a.command.is_empty() {
         return Err(match &a.job {
@@ -63,7 +64,7 @@ fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
         });
     }
     let gpu = match a.gpu.as_deref() {
-        None => crate::here::default_name(),
+        None => crate::here::default_name(gpus),
         g => g,
     };
     let Some(gpu) = gpu else {
@@ -71,7 +72,7 @@ fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
     };
     match command::parse(&a.command).map_err(failed)? {
         Command::Llama(l) => {
-            let run = LlamaRun::new(*l, Some(gpu), a.gpu_count)?;
+            let run = LlamaRun::new(*l, Some(gpu), a.gpu_count, gpus)?;
             if run.cards.is_empty() {
                 return Err(usage(
                     "no card is asked about",
@@ -83,7 +84,7 @@ fn found(a: &FitArgs) -> Result<Fits, (Diagnostic, Status)> {
                 .map_err(|e| said(&run.name, e))
         }
         Command::Vllm(v) => {
-            let run = VllmRun::new(*v, Some(gpu))?;
+            let run = VllmRun::new(*v, Some(gpu), gpus)?;
             fits::vllm(&run.start, &run.command, &run.card).map_err(|e| core(&run.command.model, e))
         }
     }

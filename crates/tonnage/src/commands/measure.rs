@@ -50,7 +50,7 @@ pub struct MeasureArgs {
 }
 
 /// The id and configuration to perform.
-fn wanted(a: &MeasureArgs) -> Result<(String, Value), (Vec<Diagnostic>, Status)> {
+fn wanted(a: &MeasureArgs, out: &Output) -> Result<(String, Value), (Vec<Diagnostic>, Status)> {
     let bad = |code, m: String, s| Err((vec![Diagnostic::error(code, m)], s));
     if let Some(id) = &a.id {
         let Some(path) = &a.job else {
@@ -96,7 +96,8 @@ fn wanted(a: &MeasureArgs) -> Result<(String, Value), (Vec<Diagnostic>, Status)>
         .clone()
         .or_else(|| Some(job.word("gpu")).filter(|g| !g.is_empty()))
         .unwrap_or_else(|| DEFAULT_GPU.into());
-    let device = dry_run::device(&gpu).map_err(|d| (vec![d], Status::BadInput))?;
+    let device =
+        dry_run::device(&gpu, &out.catalogs.gpus).map_err(|d| (vec![d], Status::BadInput))?;
     let spec = job.spec(&device.gpu).map_err(|d| {
         let s = jobs::status_of(&d);
         (d, s)
@@ -122,7 +123,7 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
         out.complain(&[Diagnostic::error(code, m)]);
         s
     };
-    let (id, config) = match wanted(a) {
+    let (id, config) = match wanted(a, out) {
         Ok(x) => x,
         Err((bad, s)) => {
             out.complain(&bad);
@@ -162,7 +163,7 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
     ];
     let code = if a.null {
         let gpu = config["gpu"].as_str().unwrap_or(DEFAULT_GPU).to_string();
-        let ready = dry_run::device(&gpu)
+        let ready = dry_run::device(&gpu, &out.catalogs.gpus)
             .and_then(|d| run::platform().map(|()| d))
             .and_then(|d| run::check(&command).map(|_| d));
         let device = match ready {

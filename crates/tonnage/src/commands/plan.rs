@@ -126,7 +126,7 @@ fn usage(message: String, help: &str) -> Diagnostic {
     Diagnostic::error("bad-command", message).help(help)
 }
 
-fn options(a: &PlanArgs) -> Result<Options, Diagnostic> {
+fn options(a: &PlanArgs, out: &Output) -> Result<Options, Diagnostic> {
     let gpu = a
         .gpu
         .clone()
@@ -149,6 +149,7 @@ fn options(a: &PlanArgs) -> Result<Options, Diagnostic> {
     };
     Ok(Options {
         gpu,
+        gpus: out.catalogs.gpus.clone(),
         objective: match a.objective {
             Goal::Throughput => Objective::Throughput,
             Goal::Cost => Objective::Cost,
@@ -163,7 +164,7 @@ fn options(a: &PlanArgs) -> Result<Options, Diagnostic> {
 }
 
 pub fn run(a: &PlanArgs, out: &Output) -> Status {
-    let o = match options(a) {
+    let o = match options(a, out) {
         Ok(o) => o,
         Err(d) => {
             out.complain(&[d]);

@@ -157,7 +157,12 @@ fn answer(a: &ReplayArgs, out: &Output) -> Result<Status, (Diagnostic, Status)> 
         }
         None => loaded.remove(0).1,
     };
-    let card = a.gpu.as_deref().map(device).transpose().map_err(bad)?;
+    let card = a
+        .gpu
+        .as_deref()
+        .map(|g| device(g, &out.catalogs.gpus))
+        .transpose()
+        .map_err(bad)?;
     let capacity = card.as_ref().map(|d| {
         let total = d.usable.expected;
         Capacity {

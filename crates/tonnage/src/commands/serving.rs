@@ -7,6 +7,7 @@ use crate::jobs;
 use crate::models;
 use crate::output::Output;
 use std::path::Path;
+use tonnage_catalog::Gpus;
 use tonnage_core::serve::Serving;
 use tonnage_core::serve::command::llamacpp::{Llama, Tool};
 use tonnage_core::serve::command::vllm::Vllm;
@@ -32,7 +33,7 @@ pub fn estimate(a: &EstimateArgs, out: &Output) -> Status {
     }
     let done = command::parse(&a.command)
         .map_err(failed)
-        .and_then(|c| answered(c, a.gpu.as_deref(), a.gpu_count));
+        .and_then(|c| answered(c, a.gpu.as_deref(), a.gpu_count, &out.catalogs.gpus));
     let done = match done {
         Ok(x) => x,
         Err(f) => return refuse(out, f),
@@ -54,14 +55,19 @@ pub fn estimate(a: &EstimateArgs, out: &Output) -> Status {
     }
 }
 
-fn answered(c: Command, gpu: Option<&str>, count: Option<usize>) -> Result<Serving, Failed> {
+fn answered(
+    c: Command,
+    gpu: Option<&str>,
+    count: Option<usize>,
+    gpus: &Gpus,
+) -> Result<Serving, Failed> {
     match c {
         Command::Llama(l) => {
-            let mut run = LlamaRun::new(*l, gpu, count)?;
+            let mut run = LlamaRun::new(*l, gpu, count, gpus)?;
             run.answer()
         }
         Command::Vllm(v) => {
-            let run = VllmRun::new(*v, gpu)?;
+            let run = VllmRun::new(*v, gpu, gpus)?;
             vllm_answer::answer(&run.start, &run.command, &run.card)
                 .map_err(|e| core(&run.command.model, e))
         }
@@ -83,15 +89,18 @@ pub fn refuse(out: &Output, (d, status): Failed) -> Status {
     status
 }
 
-/// The card of that name.
-pub fn card(name: &str) -> Result<Device, Failed> {
+/// The card of that name, the user's own among them.
+pub fn card(name: &str, gpus: &Gpus) -> Result<Device, Failed> {
     let bad = |code: &'static str, e: String| (Diagnostic::error(code, e), Status::BadInput);
     if name == crate::here::AUTO {
-        let (_, now) = crate::here::asked(Some(name)).map_err(|d| (d, Status::Unavailable))?;
+        let (_, now) =
+            crate::here::asked(Some(name), gpus).map_err(|d| (d, Status::Unavailable))?;
         let now = now.ok_or_else(|| bad("unavailable", "no card is here".into()))?;
-        return Ok(card(&now.gpu)?.as_it_is(&now));
+        return Ok(card(&now.gpu, gpus)?.as_it_is(&now));
     }
-    let gpu = tonnage_catalog::gpu(name).map_err(|e| bad("unknown-gpu", e.to_string()))?;
+    let gpu = gpus
+        .find(name)
+        .map_err(|e| bad("unknown-gpu", e.to_string()))?;
     Device::of(gpu).map_err(|e| {
         (
             Diagnostic::error("unavailable", e.to_string()),
@@ -111,7 +120,12 @@ pub struct LlamaRun {
 }
 
 impl LlamaRun {
-    pub fn new(mut l: Llama, gpu: Option<&str>, count: Option<usize>) -> Result<LlamaRun, Failed> {
+    pub fn new(
+        mut l: Llama,
+        gpu: Option<&str>,
+        count: Option<usize>,
+        gpus: &Gpus,
+    ) -> Result<LlamaRun, Failed> {
         let (model, name, notes) = read(&mut l)?;
         let cpu = l.cpu_only || gpu == Some("none");
         let devices = if cpu {
@@ -124,7 +138,7 @@ impl LlamaRun {
             return Err(failed(d));
         }
         let cards = match gpu {
-            Some(g) if !cpu => vec![card(g)?; devices],
+            Some(g) if !cpu => vec![card(g, gpus)?; devices],
             _ => vec![],
         };
         l.settings.devices = (0..devices)
@@ -164,9 +178,9 @@ pub struct VllmRun {
 }
 
 impl VllmRun {
-    pub fn new(v: Vllm, gpu: Option<&str>) -> Result<VllmRun, Failed> {
+    pub fn new(v: Vllm, gpu: Option<&str>, gpus: &Gpus) -> Result<VllmRun, Failed> {
         let gpu = match gpu {
-            None => crate::here::default_name(),
+            None => crate::here::default_name(gpus),
             g => g,
         };
         let Some(gpu) = gpu else {
@@ -177,7 +191,7 @@ impl VllmRun {
             .help("tonnage gpus lists them; for example --gpu rtx-4090");
             return Err(failed(d));
         };
-        let card = card(gpu)?;
+        let card = card(gpu, gpus)?;
         let config = config(&v)?;
         let start = vllm_answer::resolve(&config, &v, &card).map_err(|e| core(&v.model, e))?;
         Ok(VllmRun {
