@@ -1,6 +1,6 @@
 //! The table of formats.
 
-use super::{Options, Written, job_file};
+use super::{Options, Written, job_file, request, serve};
 use tonnage_core::Job;
 use tonnage_core::doc::{Diagnostic, Doc};
 use tonnage_units::nearest;
@@ -41,16 +41,89 @@ pub struct Format {
 }
 
 /// Every format; a file is read by the first that recognises it.
-pub static FORMATS: &[Format] = &[Format {
-    name: "job",
-    also: &["toml", "tonnage"],
-    kind: Kind::Job,
-    what: "this program's own job file",
-    keys: &[],
-    write: job_file::write,
-    recognise: None,
-    read: Some(tonnage_core::import::read_doc),
-}];
+pub static FORMATS: &[Format] = &[
+    Format {
+        name: "job",
+        also: &["toml", "tonnage"],
+        kind: Kind::Job,
+        what: "this program's own job file",
+        keys: &[],
+        write: job_file::write,
+        recognise: None,
+        read: Some(tonnage_core::import::read_doc),
+    },
+    engine(
+        "vllm",
+        &["vllm-serve"],
+        "vLLM 0.33.0's command line",
+        serve::vllm,
+    ),
+    engine(
+        "llama-server",
+        &["llamacpp", "llama.cpp"],
+        "llama.cpp's server, v0.5.0",
+        serve::llama_server,
+    ),
+    request(
+        "slurm",
+        &["sbatch"],
+        "Slurm's batch script",
+        request::slurm::write,
+    ),
+    request(
+        "skypilot",
+        &["sky"],
+        "SkyPilot 0.14's task",
+        request::skypilot::write,
+    ),
+    request(
+        "kubernetes",
+        &["k8s", "kueue"],
+        "Kubernetes' Job, ready for Kueue",
+        request::kubernetes::write,
+    ),
+    request(
+        "ray",
+        &["kuberay", "rayjob"],
+        "KubeRay's RayJob",
+        request::ray::write,
+    ),
+];
+
+/// What a format's files are made by.
+type Write = fn(&Job, &Options) -> Result<Written, Vec<Diagnostic>>;
+
+/// A row of a command line: read by `estimate -- LINE`, not as a file.
+const fn engine(
+    name: &'static str,
+    also: &'static [&'static str],
+    what: &'static str,
+    write: Write,
+) -> Format {
+    Format {
+        name,
+        also,
+        kind: Kind::Engine,
+        what,
+        keys: &[],
+        write,
+        recognise: None,
+        read: None,
+    }
+}
+
+/// A row of a request: nothing of the job is read from it.
+const fn request(
+    name: &'static str,
+    also: &'static [&'static str],
+    what: &'static str,
+    write: Write,
+) -> Format {
+    Format {
+        kind: Kind::Request,
+        ..engine(name, also, what, write)
+    }
+}
 
 /// The format of this name.
 ///

@@ -13,5 +13,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             what: "the job".into(),
         }],
         command: Some("tonnage estimate job.toml".into()),
+        notes: vec![],
     })
 }

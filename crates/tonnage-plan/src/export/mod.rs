@@ -9,10 +9,13 @@ mod block;
 mod format;
 mod job_file;
 pub mod law;
+pub mod request;
+pub mod serve;
 pub mod yaml;
 
 pub use format::{FORMATS, Format, Kind, find};
 
+use tonnage_catalog::Gpus;
 use tonnage_core::doc::{Diagnostic, Doc, Syntax};
 use tonnage_core::{Job, import};
 
@@ -31,6 +34,12 @@ pub struct File {
 pub struct Options {
     /// The card; `None`: the job's, where it names one.
     pub gpu: Option<String>,
+    /// The cards there are: the catalog's and the user's own.
+    pub gpus: Gpus,
+    /// What a request for machines needs beside the job.
+    pub request: request::Wants,
+    /// The model as a file of llama.cpp's, for its command line.
+    pub gguf: Option<String>,
 }
 
 /// A job in a tool's own form.
@@ -51,6 +60,8 @@ pub struct Exported {
 pub struct Written {
     pub files: Vec<File>,
     pub command: Option<String>,
+    /// What the format needs, the job does not say, and was taken.
+    pub notes: Vec<Diagnostic>,
 }
 
 /// The job in a format's files.
@@ -59,7 +70,7 @@ pub struct Written {
 /// One for each field that the job gives and the format cannot say.
 pub fn export(job: &Job, format: &Format, options: &Options) -> Result<Exported, Vec<Diagnostic>> {
     let written = (format.write)(job, options)?;
-    let (job, notes) = match (&format.read, written.files.first()) {
+    let (job, mut notes) = match (&format.read, written.files.first()) {
         (Some(read), Some(file)) => {
             let doc = parse(&file.name, &file.text).map_err(|d| vec![defect(format, d)])?;
             let mut back = read(&doc).map_err(|bad| {
@@ -72,6 +83,7 @@ pub fn export(job: &Job, format: &Format, options: &Options) -> Result<Exported,
         }
         _ => (job.clone(), Vec::new()),
     };
+    notes.extend(written.notes);
     Ok(Exported {
         files: written.files,
         command: written.command,
