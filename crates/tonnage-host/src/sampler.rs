@@ -16,6 +16,8 @@ pub struct Sampler {
     keys: Vec<String>,
     mark: Option<String>,
     strangers: BTreeMap<u32, Option<u64>>,
+    /// The processes of the last sample.
+    alive: Vec<u32>,
     /// The framework and the last out-of-memory text that a process published.
     pub framework: Option<String>,
     pub out_of_memory: Option<String>,
@@ -34,6 +36,7 @@ impl Sampler {
             keys: Vec::new(),
             mark: None,
             strangers: BTreeMap::new(),
+            alive: Vec::new(),
             framework: None,
             out_of_memory: None,
             trouble: None,
@@ -113,14 +116,11 @@ impl Sampler {
                 .collect(),
             None => Vec::new(),
         };
-        for p in &spoken {
-            if p.framework.is_some() {
-                self.framework.clone_from(&p.framework);
-            }
-            if p.out_of_memory.is_some() {
-                self.out_of_memory.clone_from(&p.out_of_memory);
-            }
-        }
+        self.hear(&spoken);
+        let gone: Vec<u32> = std::mem::replace(&mut self.alive, pids.clone())
+            .into_iter()
+            .filter(|p| !pids.contains(p))
+            .collect();
         let step = spoken.iter().filter_map(|p| p.step).max();
         let base = Point {
             at_unix_ms,
@@ -174,6 +174,61 @@ impl Sampler {
         }
         if out.is_empty() {
             out.push(base);
+        }
+        out.extend(self.words_of(&gone, at_unix_ms));
+        out
+    }
+
+    /// What was said after the last sample. The run has ended.
+    pub fn last_words(&mut self, at_unix_ms: u64) -> Vec<Point> {
+        let gone = std::mem::take(&mut self.alive);
+        self.words_of(&gone, at_unix_ms)
+    }
+
+    fn hear(&mut self, spoken: &[Published]) {
+        for p in spoken {
+            if p.framework.is_some() {
+                self.framework.clone_from(&p.framework);
+            }
+            if p.out_of_memory.is_some() {
+                self.out_of_memory.clone_from(&p.out_of_memory);
+            }
+        }
+    }
+
+    /// Processes that have ended: their peaks stand, what they hold is gone.
+    fn words_of(&mut self, gone: &[u32], at_unix_ms: u64) -> Vec<Point> {
+        let Some(folder) = &self.published else {
+            return Vec::new();
+        };
+        let said: Vec<Published> = gone
+            .iter()
+            .filter_map(|p| publish::of_process(folder, *p))
+            .collect();
+        self.hear(&said);
+        let step = said.iter().filter_map(|p| p.step).max();
+        let mut out = Vec::new();
+        for (number, key) in self.keys.iter().enumerate() {
+            let index = u32::try_from(number).unwrap_or(u32::MAX);
+            let stats: Vec<_> = said.iter().filter_map(|p| p.on(key, index)).collect();
+            let sum = |get: &dyn Fn(&publish::AllocatorStats) -> Option<u64>| {
+                stats
+                    .iter()
+                    .filter_map(|s| get(s))
+                    .reduce(u64::saturating_add)
+            };
+            if !stats.is_empty() {
+                out.push(Point {
+                    at_unix_ms,
+                    device: i64::try_from(number).unwrap_or(i64::MAX),
+                    step,
+                    peak_allocated_bytes: sum(&|s| Some(s.peak_allocated_bytes)),
+                    peak_reserved_bytes: sum(&|s| Some(s.peak_reserved_bytes)),
+                    alloc_retries: sum(&|s| s.alloc_retries),
+                    ooms: sum(&|s| s.ooms),
+                    ..Point::default()
+                });
+            }
         }
         out
     }

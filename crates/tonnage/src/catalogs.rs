@@ -31,6 +31,8 @@ pub fn own_file() -> Option<PathBuf> {
 #[derive(Clone, Debug, Default)]
 pub struct Catalogs {
     pub gpus: Gpus,
+    /// The files of `--catalog`, for a process of our own.
+    pub files: Vec<PathBuf>,
     /// The user's own instances.
     own: Vec<Instance>,
 }
@@ -46,7 +48,10 @@ impl Catalogs {
         for f in files.iter().chain(&own) {
             tables.read(f)?;
         }
-        tables.catalogs()
+        Ok(Catalogs {
+            files: files.to_vec(),
+            ..tables.catalogs()?
+        })
     }
 
     /// All instances: the user's own, SkyPilot's, the built-in ones. What SkyPilot's files say is not understood comes with them.
@@ -133,7 +138,11 @@ impl Tables {
         for (path, text) in &self.instances {
             own.extend(instance_file::parse(text, &gpus).map_err(|e| wrong(path, e.to_string()))?);
         }
-        Ok(Catalogs { gpus, own })
+        Ok(Catalogs {
+            gpus,
+            own,
+            files: vec![],
+        })
     }
 }
 

@@ -7,10 +7,12 @@ mod dry;
 mod engines;
 mod headers;
 mod here;
+mod hook;
 mod jobs;
 mod models;
 mod observed;
 mod output;
+mod prediction;
 mod tui;
 
 use clap::Parser;

@@ -86,12 +86,26 @@ fn most(points: &[&Point], get: impl Fn(&Point) -> Option<u64>) -> Option<u64> {
     points.iter().filter_map(|p| get(p)).max()
 }
 
-fn predicted(p: &Value, level: &str) -> [Option<u64>; 3] {
+/// Of a job, or of a serving engine (which has one level: what it holds of each device).
+fn predicted(p: &Value, level: &str, device: usize) -> [Option<u64>; 3] {
+    if level == "device" && p["totals"].is_array() {
+        let row = p["totals"].as_array().and_then(|t| {
+            t.iter()
+                .find(|r| r["device"].as_u64() == Some(device as u64))
+        });
+        return ["bytes", "low_bytes", "high_bytes"].map(|k| row.and_then(|r| r[k].as_u64()));
+    }
     ["expected", "low", "high"].map(|k| p["peak"][level][k].as_u64())
 }
 
-fn level(p: &Value, name: &str, measured: Option<u64>, source: &'static str) -> Level {
-    let [e, l, h] = predicted(p, name);
+fn level(
+    p: &Value,
+    name: &str,
+    device: usize,
+    measured: Option<u64>,
+    source: &'static str,
+) -> Level {
+    let [e, l, h] = predicted(p, name, device);
     Level {
         measured_bytes: measured,
         source,
@@ -196,16 +210,18 @@ pub fn summary(r: &Recording) -> Summary {
             allocated: level(
                 &prediction,
                 "allocated",
+                devices.len(),
                 allocated,
                 "published by the process",
             ),
             reserved: level(
                 &prediction,
                 "reserved",
+                devices.len(),
                 reserved,
                 "published by the process",
             ),
-            device: level(&prediction, "device", held, source),
+            device: level(&prediction, "device", devices.len(), held, source),
             context_bytes: context,
             context_predicted_bytes: match (expected("device"), expected("reserved")) {
                 (Some(d), Some(r)) => d.checked_sub(r),

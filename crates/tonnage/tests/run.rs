@@ -7,7 +7,7 @@ use serde_json::Value;
 use standin::{Machine, card, err, out};
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn machine() -> Machine {
     Machine::new(&format!(
@@ -498,49 +498,4 @@ fn a_recording_survives_the_recorders_end_at_any_moment() {
 #[ignore = "some minutes; run by hand: --ignored"]
 fn a_recording_survives_the_recorders_end_at_a_thousand_moments() {
     killed_often(1000);
-}
-
-#[test]
-#[ignore = "measures time; run by hand: --ignored --nocapture"]
-fn the_recorders_own_cost() {
-    let m = machine();
-    let begun = Instant::now();
-    let mut c = m
-        .tonnage(&["run", "--quiet", "--interval", "1", "--", "sleep", "30"])
-        .spawn()
-        .expect("starts");
-    std::thread::sleep(Duration::from_secs(1));
-    let busy = |pid: u32| -> u64 {
-        let t = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("schedstat");
-        let mut own: u64 = t
-            .split_whitespace()
-            .next()
-            .and_then(|v| v.parse().ok())
-            .expect("ns");
-        for task in std::fs::read_dir(format!("/proc/{pid}/task"))
-            .expect("tasks")
-            .flatten()
-        {
-            if task.file_name().to_str() != Some(&pid.to_string()) {
-                let t = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-                own += t
-                    .split_whitespace()
-                    .next()
-                    .and_then(|v| v.parse::<u64>().ok())
-                    .unwrap_or(0);
-            }
-        }
-        own
-    };
-    let from = busy(c.id());
-    let at = Instant::now();
-    std::thread::sleep(Duration::from_secs(25));
-    let pct = 100.0 * (busy(c.id()) - from) as f64 / at.elapsed().as_nanos() as f64;
-    println!("{pct:.3} % of a core at one sample a second");
-    c.wait().expect("ends");
-    println!(
-        "{:.1} s for a command of 30 s",
-        begun.elapsed().as_secs_f64()
-    );
-    assert!(pct <= 1.0);
 }

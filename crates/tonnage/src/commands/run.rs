@@ -5,10 +5,9 @@ use crate::Status;
 use crate::observed;
 use crate::output::Output;
 use clap::Args;
-use serde_json::Value;
 use std::collections::VecDeque;
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,13 +16,9 @@ use tonnage_host::device::{Readers, System};
 use tonnage_host::publish;
 use tonnage_host::record::{self, Begin, End, Store};
 use tonnage_host::sampler::Sampler;
-use tonnage_units::Bytes;
 
 /// Of its error output, this much is kept for an out-of-memory text.
 const TAIL: usize = 256 << 10;
-
-/// An estimate that takes longer is left out: the run does not wait for it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `run`
 #[derive(Args, Debug)]
@@ -43,6 +38,9 @@ pub struct RunArgs {
     /// Pass its standard error through, to explain an out-of-memory error in it (a file is read afterwards without this)
     #[arg(long)]
     pub read_stderr: bool,
+    /// Have PyTorch's allocator publish its figures (as the package in `python/` does where it is installed)
+    #[arg(long)]
+    pub hook: bool,
     /// Say nothing but what goes wrong
     #[arg(long, short)]
     pub quiet: bool,
@@ -52,12 +50,12 @@ pub struct RunArgs {
 }
 
 /// All that is said goes to standard error: the command's output is its own.
-fn say(text: &str) {
+pub fn say(text: &str) {
     let mut e = std::io::stderr().lock();
     let _ = e.write_all(text.as_bytes()).and_then(|()| e.flush());
 }
 
-fn trouble(what: &str) {
+pub fn trouble(what: &str) {
     say(&format!("tonnage: {what}; the run is not affected\n"));
 }
 
@@ -70,7 +68,7 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
         }
         s => s.map(Duration::from_secs_f64),
     };
-    let prediction = predict(a, out);
+    let prediction = crate::prediction::predict(a, out);
     let published = publish::folder();
     if let Some(p) = &published {
         let _ = std::fs::create_dir_all(p);
@@ -112,6 +110,14 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
     command.env("TONNAGE_RUN", &mark);
     if let Some(p) = &published {
         command.env("TONNAGE_PUBLISH", p);
+    }
+    if a.hook {
+        match hook() {
+            Ok(path) => {
+                command.env("PYTHONPATH", path);
+            }
+            Err(e) => trouble(&format!("no hook: {e}")),
+        }
     }
     if a.read_stderr {
         command.stderr(Stdio::piped());
@@ -169,6 +175,9 @@ pub fn run(a: &RunArgs, out: &Output) -> Status {
         .and_then(Tail::end)
         .or_else(|| log.and_then(|l| l.rest()));
     if let Some((sampler, store)) = kept {
+        if a.hook && sampler.framework.is_none() && !a.quiet {
+            say("tonnage: --hook: no PyTorch program of this command used a device\n");
+        }
         let oom = sampler
             .out_of_memory
             .clone()
@@ -219,6 +228,13 @@ fn guard_threads() {
     }));
 }
 
+/// PYTHONPATH with the hook in front.
+fn hook() -> Result<std::ffi::OsString, String> {
+    let data = record::folder().ok_or("no folder for the user's data")?;
+    let at = crate::hook::folder(&data).map_err(|e| format!("{}: {e}", data.display()))?;
+    crate::hook::python_path(&at).ok_or_else(|| format!("{}: not a search path", at.display()))
+}
+
 fn open(begin: &Begin, devices: &[record::RunDevice]) -> Result<(Store, i64), record::RecordError> {
     let folder = record::folder().ok_or(record::RecordError::NoFolder)?;
     let mut s = Store::open(&folder)?;
@@ -266,6 +282,14 @@ fn recorded(
             std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
         }
     }
+    // a program may say why it ended after the last sample
+    let words = sampler.last_words(now_ms());
+    if let Some((s, id)) = &mut store
+        && !words.is_empty()
+        && let Err(e) = s.sample(*id, &words)
+    {
+        trouble(&format!("its last figures are lost: {e}"));
+    }
     (sampler, store)
 }
 
@@ -291,142 +315,6 @@ fn codes(status: std::io::Result<ExitStatus>) -> (Option<i32>, Option<i32>) {
     {
         (s.code(), None)
     }
-}
-
-/// The prediction's JSON and the job as TOML; both made by this program in a process of its own, so that nothing there can touch the run.
-fn predict(a: &RunArgs, out: &Output) -> Option<(Value, Option<String>)> {
-    let job = match &a.job {
-        Some(j) => j.clone(),
-        None => configuration(&a.command)?,
-    };
-    let ask = |extra: &[&str]| -> Result<String, String> {
-        let me = std::env::current_exe().map_err(|e| e.to_string())?;
-        let mut c = Command::new(me);
-        c.arg("estimate").arg(&job).args(extra);
-        if let Some(g) = &a.gpu {
-            c.args(["--gpu", g]);
-        }
-        c.stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        answer(c)
-    };
-    let text = match ask(&["--format", "json"]) {
-        Ok(t) => t,
-        Err(e) => {
-            // a file among the arguments that is no job is nobody's mistake
-            if a.job.is_some() {
-                say(&format!(
-                    "{}\ntonnage: no estimate of {}; the run is not affected\n",
-                    e.trim_end(),
-                    job.display()
-                ));
-            }
-            return None;
-        }
-    };
-    let v: Value = serde_json::from_str(&text).ok()?;
-    if !a.quiet {
-        say(&announced(&v, out));
-    }
-    Some((v, ask(&["--write-job"]).ok()))
-}
-
-/// Its standard output, or what it complained of.
-fn answer(mut c: Command) -> Result<String, String> {
-    let mut child = c.spawn().map_err(|e| e.to_string())?;
-    let read = |r: Option<Box<dyn Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut t = String::new();
-            if let Some(mut r) = r {
-                let _ = r.read_to_string(&mut t);
-            }
-            t
-        })
-    };
-    let said = read(child.stdout.take().map(|r| Box::new(r) as _));
-    let complained = read(child.stderr.take().map(|r| Box::new(r) as _));
-    let begun = Instant::now();
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(s)) => break s,
-            Ok(None) if begun.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!(
-                    "the estimate takes more than {} s",
-                    PATIENCE.as_secs()
-                ));
-            }
-        }
-    };
-    let text = said.join().unwrap_or_default();
-    // 1: it does not fit, which is an answer
-    if matches!(status.code(), Some(0 | 1)) && !text.is_empty() {
-        Ok(text)
-    } else {
-        Err(complained.join().unwrap_or_default())
-    }
-}
-
-/// A file among the command's arguments that may be a job.
-fn configuration(command: &[String]) -> Option<PathBuf> {
-    command
-        .iter()
-        .skip(1)
-        .map(|w| w.split_once('=').map_or(w.as_str(), |(_, v)| v))
-        .map(Path::new)
-        .find(|p| {
-            let ending = p.extension().and_then(|e| e.to_str());
-            matches!(ending, Some("json" | "toml" | "yaml" | "yml"))
-                && p.metadata().is_ok_and(|m| m.is_file() && m.len() < 1 << 20)
-        })
-        .map(Path::to_path_buf)
-}
-
-/// The estimate in a few lines.
-fn announced(v: &Value, out: &Output) -> String {
-    let amount = |l: &str| {
-        v["peak"][l]["expected"].as_u64().map_or_else(
-            || "?".into(),
-            |b| Bytes(b).display(out.style.units).to_string(),
-        )
-    };
-    let mut t = format!(
-        "tonnage: {}: peak allocated {}, reserved {}, device {}\n",
-        v["job"].as_str().unwrap_or("the job"),
-        amount("allocated"),
-        amount("reserved"),
-        amount("device")
-    );
-    for row in v["verdicts"].as_array().into_iter().flatten() {
-        let Some(c) = row["cases"][0][1].as_object() else {
-            continue;
-        };
-        let bytes = |k: &str| {
-            c.get(k)
-                .and_then(Value::as_u64)
-                .map(|b| Bytes(b).display(out.style.units).to_string())
-        };
-        let word = match c.get("outcome").and_then(Value::as_str) {
-            Some("fits") => "fits",
-            Some("tight") => "tight",
-            _ => "does not fit",
-        };
-        let free = match bytes("free_now_bytes") {
-            Some(f) => format!("as it is now, {f} free"),
-            None => format!("idle, {} usable", bytes("usable_bytes").unwrap_or_default()),
-        };
-        t += &format!(
-            "tonnage: {} ({free}): {word}, {}\n",
-            c.get("name").and_then(Value::as_str).unwrap_or("card"),
-            c.get("why").and_then(Value::as_str).unwrap_or("")
-        );
-    }
-    t
 }
 
 /// Copies the command's error output to ours and keeps its end.

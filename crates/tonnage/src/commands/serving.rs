@@ -63,6 +63,9 @@ fn answered(
 ) -> Result<Serving, Failed> {
     match c {
         Command::Llama(l) => {
+            // the card that is here, as it is now, as for every verdict
+            let here = || crate::here::default_name(gpus).filter(|_| !l.cpu_only);
+            let gpu = gpu.or_else(here);
             let mut run = LlamaRun::new(*l, gpu, count, gpus)?;
             run.answer()
         }
