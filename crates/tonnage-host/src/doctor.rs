@@ -121,7 +121,10 @@ pub fn gather(system: &System) -> Vec<Section> {
             settings.add(k, if v.is_empty() { "(empty)".into() } else { v });
         }
     }
-    out.push(settings);
+    // a heading with nothing below it says nothing
+    if !settings.facts.is_empty() {
+        out.push(settings);
+    }
     out
 }
 

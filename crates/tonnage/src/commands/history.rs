@@ -164,7 +164,7 @@ fn listed(all: &[RunHead], out: &Output) -> String {
         "run", "begun", "end", "samples", "peak"
     );
     for r in all {
-        let peak = r.peak_own_bytes.map_or_else(
+        let peak = r.peak_own_bytes.filter(|b| *b > 0).map_or_else(
             || "-".into(),
             |b| Bytes(b).display(out.style.units).to_string(),
         );

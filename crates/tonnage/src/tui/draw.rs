@@ -134,7 +134,11 @@ fn device(f: &mut Frame<'_>, at: Rect, d: &Watched, style: &Style) {
                 amount(m.free)
             );
             if let Some(v) = m.reserved {
-                text += &format!("  reserved by the driver {}", amount(v));
+                let more = format!("  reserved by the driver {}", amount(v));
+                // half a figure is worse than none
+                if text.chars().count() + more.len() <= usize::from(inner.width) {
+                    text += &more;
+                }
             }
             lines.push(Line::styled(text, paint));
             let mut text = d
@@ -217,36 +221,52 @@ fn processes(f: &mut Frame<'_>, at: Rect, s: &State, style: &Style) {
             p.pid,
         )
     });
+    // a narrow window keeps whole figures and gives up what says least
+    let narrow = at.width < 76;
+    let told = all.iter().any(|(_, p)| p.allocator.is_some());
+    let shown = [
+        true,
+        true,
+        !narrow || !told,
+        true,
+        !narrow || told,
+        !narrow || told,
+        true,
+    ];
+    let some = |cells: [String; 7]| -> Vec<Cell<'_>> {
+        let cells = cells.into_iter().zip(shown);
+        cells.filter(|c| c.1).map(|c| Cell::from(c.0)).collect()
+    };
     let rows = all.iter().map(|(d, p)| {
         let a = p.allocator.as_ref();
-        Row::new([
-            Cell::from(d.reading.index.to_string()),
-            Cell::from(p.pid.to_string()),
-            Cell::from(p.owner.clone().unwrap_or_else(|| "-".into())),
-            Cell::from(p.bytes.map_or_else(|| "not told".into(), amount)),
-            Cell::from(a.map_or_else(|| "-".into(), |a| amount(a.allocated_bytes))),
-            Cell::from(a.map_or_else(|| "-".into(), |a| amount(a.reserved_bytes))),
-            Cell::from(p.command.clone().unwrap_or_else(|| "-".into())),
-        ])
+        Row::new(some([
+            d.reading.index.to_string(),
+            p.pid.to_string(),
+            p.owner.clone().unwrap_or_else(|| "-".into()),
+            p.bytes.map_or_else(|| "not told".into(), amount),
+            a.map_or_else(|| "-".into(), |a| amount(a.allocated_bytes)),
+            a.map_or_else(|| "-".into(), |a| amount(a.reserved_bytes)),
+            p.command.clone().unwrap_or_else(|| "-".into()),
+        ]))
     });
-    let widths = [
-        Constraint::Length(4),
-        Constraint::Length(8),
-        Constraint::Length(10),
-        Constraint::Length(11),
-        Constraint::Length(11),
-        Constraint::Length(11),
-        Constraint::Min(10),
-    ];
-    let head = Row::new([
-        "GPU",
-        "PID",
-        "owner",
-        "device",
-        "allocated",
-        "reserved",
-        "command",
-    ])
+    let widths = [4, 8, 10, 11, 11, 11]
+        .into_iter()
+        .zip(shown)
+        .filter(|w| w.1)
+        .map(|w| Constraint::Length(w.0))
+        .chain([Constraint::Min(6)]);
+    let head = Row::new(some(
+        [
+            "GPU",
+            "PID",
+            "owner",
+            "device",
+            "allocated",
+            "reserved",
+            "command",
+        ]
+        .map(String::from),
+    ))
     .style(Paint::new().add_modifier(Modifier::BOLD));
     f.render_widget(Table::new(rows, widths).header(head), at);
 }
