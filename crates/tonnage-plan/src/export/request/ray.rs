@@ -21,9 +21,9 @@ pub fn of(mut ask: Ask) -> Written {
     let image = ask.image_or(&format!("rayproject/ray:{RAY}-gpu"));
     let queue = queue(&mut ask);
     let mut t = ask.comments();
-    let _ = write!(
+    let _ = writeln!(
         t,
-        "# on a running cluster: ray job submit --entrypoint-num-gpus {} -- {}\n",
+        "# on a running cluster: ray job submit --entrypoint-num-gpus {} -- {}",
         ask.gpus,
         ask.start.replace('\n', " ")
     );
