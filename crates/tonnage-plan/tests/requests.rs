@@ -74,7 +74,7 @@ fn check(v: &Value, schema: &Value, at: &str) {
     };
     let fits = |t: &&str| *t == kind || (*t == "number" && kind == "integer");
     assert!(
-        wanted.is_empty() || wanted.iter().any(|t| fits(&t)),
+        wanted.is_empty() || wanted.iter().any(fits),
         "{at}: {kind}, not {wanted:?}"
     );
     if let Some(all) = schema["enum"].as_array() {

@@ -60,14 +60,16 @@ pub fn timeline(f: &Footprint, s: &Style) -> String {
     let _ = writeln!(o, "<path d=\"{}\" fill=\"#c9d7e8\"/>", area(&|p| p.2));
     let _ = writeln!(o, "<path d=\"{}\" fill=\"#3b74b4\"/>", area(&|p| p.1));
     let mut last_label = f64::MIN;
-    for i in &t.intervals {
+    for (n, i) in t.intervals.iter().enumerate() {
         let at = x(i.at_event as f64);
+        let end = t.intervals.get(n + 1).map_or(W - RIGHT, |next| x(next.at_event as f64));
         let _ = writeln!(
             o,
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{}\" stroke=\"#999\" stroke-dasharray=\"2 4\"/>",
             H - BOTTOM
         );
-        if at - last_label > 52.0 {
+        // a phase too short to be seen takes no label from one that is; none runs out of the picture
+        if at - last_label > 52.0 && end - at > 6.0 && at < W - RIGHT - 30.0 {
             let label = if i.step < 0 {
                 i.phase.to_string()
             } else {

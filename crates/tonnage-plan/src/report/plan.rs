@@ -1,5 +1,6 @@
 //! A plan as text and Markdown.
 
+use super::whatif::Section;
 use crate::plan::{Plan, Point};
 use crate::time::Span;
 use std::fmt::Write;
@@ -317,4 +318,101 @@ pub fn markdown(p: &Plan, s: &Style) -> String {
     }
     let _ = writeln!(out, "- {}", sums(p));
     out
+}
+
+/// As sections of a what-if report: the points with the front among them, and the changes in the order to try.
+pub fn sections(p: &Plan, s: &Style) -> Vec<Section> {
+    let strings = |l: &[&str]| l.iter().map(|x| x.to_string()).collect::<Vec<_>>();
+    let mut all = vec![Section {
+        title: "The plan".into(),
+        intro: format!(
+            "{}. {} for the allocator in the worst case; most wanted: {}; effective batch {} kept.",
+            answer(p),
+            bytes(p.available_bytes, s),
+            p.objective,
+            p.effective_batch
+        ),
+        head: strings(&[
+            "settings",
+            ">batch",
+            "verdict",
+            ">reserved",
+            ">left",
+            ">tokens/s",
+            ">per M tokens",
+            "changes",
+        ]),
+        rows: points(p)
+            .into_iter()
+            .map(|(name, q)| {
+                let mut row = vec![name];
+                row.extend(columns(q, s));
+                row.push(what(q));
+                row
+            })
+            .collect(),
+        notes: money(p)
+            .into_iter()
+            .chain(p.notes.iter().cloned())
+            .chain([sums(p)])
+            .collect(),
+    }];
+    if !p.changes.is_empty() {
+        let time = |c: &crate::plan::Change| {
+            if known(&p.yours) {
+                format!("{:+.1} %", c.costs_pct)
+            } else {
+                "?".into()
+            }
+        };
+        all.push(Section {
+            title: if p.yours.fits() {
+                "From your settings to the recommended ones, in this order".into()
+            } else {
+                "The shortest list of changes that makes it fit, in this order".into()
+            },
+            intro: String::new(),
+            head: strings(&[
+                ">#",
+                "change",
+                ">saves",
+                ">time",
+                "then",
+                "flags",
+                "what it costs",
+            ]),
+            rows: p
+                .changes
+                .iter()
+                .enumerate()
+                .map(|(i, c)| {
+                    vec![
+                        (i + 1).to_string(),
+                        c.edit.clone(),
+                        delta(c.saves_bytes, s),
+                        time(c),
+                        c.outcome.into(),
+                        c.flags.clone(),
+                        c.remark.into(),
+                    ]
+                })
+                .collect(),
+            notes: vec![],
+        });
+    }
+    let idle: Vec<String> = p
+        .no_effect
+        .iter()
+        .map(|n| format!("No effect: {}: {}.", n.edit, n.why))
+        .chain((!p.if_allowed.is_empty()).then(|| {
+            format!(
+                "With everything allowed it fits: {}.",
+                p.if_allowed.join("; ")
+            )
+        }))
+        .collect();
+    if let Some(last) = all.last_mut() {
+        last.notes.extend(idle);
+    }
+    all
 }

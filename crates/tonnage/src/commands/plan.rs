@@ -61,7 +61,7 @@ pub enum PlanFormat {
 }
 
 /// One thread a core.
-struct Threads;
+pub struct Threads;
 
 impl Workers for Threads {
     fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync)) {
@@ -86,13 +86,13 @@ impl Workers for Threads {
 }
 
 /// A bar on standard error, where that is a terminal and the search is long; Ctrl-C ends the search, not the program.
-struct Bar {
-    bar: ProgressBar,
+pub struct Bar {
+    pub bar: ProgressBar,
     stop: Arc<AtomicBool>,
 }
 
 impl Bar {
-    fn new() -> Bar {
+    pub fn new() -> Bar {
         let bar = if std::io::stderr().is_terminal() {
             ProgressBar::new(0)
         } else {

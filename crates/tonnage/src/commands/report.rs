@@ -1,5 +1,6 @@
 //! `tonnage report`: what if, in one file.
 
+use super::plan::{Bar, Threads};
 use crate::Status;
 use crate::args::SettingFlags;
 use crate::jobs;
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 use tonnage_core::footprint::{Options, estimate};
 use tonnage_core::{Diagnostic, Job};
 use tonnage_plan::cards::{self, Here, Tried, largest::largest};
+use tonnage_plan::plan;
+use tonnage_plan::report;
 use tonnage_plan::report::whatif::{self, Sweep, WhatIf};
 use tonnage_report::chart::Dot;
 
@@ -25,6 +28,9 @@ pub struct ReportArgs {
     /// The cards of the table and the lines of the charts (default: the job's, and one of each usual size)
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub gpus: Vec<String>,
+    /// Leave the plan out (its search takes the most time)
+    #[arg(long)]
+    pub no_plan: bool,
     /// Where to write it; without, to standard output
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -185,12 +191,24 @@ fn make(a: &ReportArgs, out: &Output, job: &Job) -> Result<WhatIf, Vec<Diagnosti
             }
         }
     }
+    // a plan is for a card, and for work that trains
+    let mut sections = vec![];
+    if footprint.gpu_stated && !generates && !a.no_plan {
+        let o = plan::Options {
+            gpus: out.catalogs.gpus.clone(),
+            ..plan::Options::new(&footprint.gpu)
+        };
+        let bar = Bar::new();
+        let found = plan::plan(&expected, &o, &Threads, &bar);
+        bar.bar.finish_and_clear();
+        sections = report::plan::sections(&found?, &out.style);
+    }
     Ok(WhatIf {
         footprint,
         sweeps: sweeps.into_iter().flatten().collect(),
         cards: rows,
         largest: limits,
-        sections: vec![],
+        sections,
         version: env!("CARGO_PKG_VERSION").into(),
     })
 }
