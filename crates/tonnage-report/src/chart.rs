@@ -171,6 +171,8 @@ pub fn stacked(
             }
         }
     }
+    // over all lines
+    let mut labels = String::new();
     for (i, c) in cards.iter().enumerate() {
         let at = x(c.1);
         let y = 34.0 + 14.0 * i as f64;
@@ -178,14 +180,19 @@ pub fn stacked(
         let dx = if anchor == "end" { -4.0 } else { 4.0 };
         let _ = writeln!(
             o,
-            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{bottom:.1}\" stroke=\"#444\" stroke-dasharray=\"5 3\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\" fill=\"#444\" stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\">{} ({})</text>",
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{bottom:.1}\" stroke=\"#444\" stroke-dasharray=\"5 3\"/>",
             y - 6.0,
+        );
+        let _ = writeln!(
+            labels,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\" fill=\"#444\" stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\">{} ({})</text>",
             at + dx,
             y + 3.0,
             escape(&c.0),
             bytes(c.1, s)
         );
     }
+    o.push_str(&labels);
     for (i, c) in present.iter().enumerate() {
         let (col, line) = ((i % 4) as f64, (i / 4) as f64);
         let (lx, ly) = (12.0 + col * 235.0, bottom + 18.0 + line * 20.0);

@@ -62,7 +62,10 @@ pub fn timeline(f: &Footprint, s: &Style) -> String {
     let mut last_label = f64::MIN;
     for (n, i) in t.intervals.iter().enumerate() {
         let at = x(i.at_event as f64);
-        let end = t.intervals.get(n + 1).map_or(W - RIGHT, |next| x(next.at_event as f64));
+        let end = t
+            .intervals
+            .get(n + 1)
+            .map_or(W - RIGHT, |next| x(next.at_event as f64));
         let _ = writeln!(
             o,
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{}\" stroke=\"#999\" stroke-dasharray=\"2 4\"/>",

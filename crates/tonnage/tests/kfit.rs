@@ -238,6 +238,19 @@ fn the_report_is_one_file_that_needs_no_other() {
         html.matches("http://www.w3.org/2000/svg").count()
     );
     assert_eq!(html.matches("<svg").count(), 4, "bar, timeline, two sweeps");
+    // the plan that the verb gives, in the same words
+    let o = tonnage(&[&["plan"], &SMALL[..], &["--gpu", "rtx-3060-12gb"]].concat());
+    let plan = stdout(&o);
+    let first = plan.lines().next().unwrap();
+    for line in [
+        first,
+        "The plan",
+        "recommended",
+        "settings ranked",
+        "No effect",
+    ] {
+        assert!(html.contains(line), "{line}");
+    }
     for tag in ["table", "figure", "tr", "td", "svg", "details", "p"] {
         let open =
             html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();

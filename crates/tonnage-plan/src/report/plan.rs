@@ -375,7 +375,7 @@ pub fn sections(p: &Plan, s: &Style) -> Vec<Section> {
             head: strings(&[
                 ">#",
                 "change",
-                ">saves",
+                ">memory",
                 ">time",
                 "then",
                 "flags",
@@ -389,7 +389,7 @@ pub fn sections(p: &Plan, s: &Style) -> Vec<Section> {
                     vec![
                         (i + 1).to_string(),
                         c.edit.clone(),
-                        delta(c.saves_bytes, s),
+                        delta(-c.saves_bytes, s),
                         time(c),
                         c.outcome.into(),
                         c.flags.clone(),

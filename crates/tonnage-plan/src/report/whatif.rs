@@ -80,7 +80,7 @@ table{border-collapse:collapse;width:100%;font-size:14px}th,td{padding:6px 12px;
 th{color:var(--soft);font-weight:600;font-size:13px;white-space:nowrap}tr:last-child td{border-bottom:0}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
 .fits{color:var(--good);font-weight:600}.tight{color:var(--warn);font-weight:600}.no{color:var(--bad);font-weight:600}\
 .swatch{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:8px;vertical-align:-1px}\
-details{margin-top:10px}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Consolas,monospace;overflow-wrap:anywhere}\
+details{margin-top:10px}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Consolas,monospace}td code{white-space:nowrap}\
 @media print{body{background:#fff}figure,.wide,.tile{break-inside:avoid}}";
 
 /// A table; columns with a `>` before their name are numbers, a verdict's cell gets its colour.
@@ -107,6 +107,12 @@ fn table(o: &mut String, head: &[&str], rows: &[Vec<String>]) {
             // a cell that begins with a tag of ours is one already
             let text = if cell.starts_with("<span class=\"swatch\"") {
                 cell.clone()
+            } else if let Some(flags) = cell.strip_prefix("--") {
+                // a flag with its value stays on one line
+                let each = flags
+                    .split(" --")
+                    .map(|f| format!("<code>--{}</code>", escape(f)));
+                each.collect::<Vec<_>>().join(" ")
             } else {
                 escape(cell)
             };
