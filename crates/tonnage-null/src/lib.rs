@@ -48,6 +48,8 @@ pub mod nvml;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod report;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod rnn;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod rt_device;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod rt_launch;

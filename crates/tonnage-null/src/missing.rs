@@ -42,7 +42,7 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
 /// What to do instead.
 fn hint(symbol: &str) -> &'static str {
     if symbol.starts_with("cudnn") && symbol.contains("RNN") {
-        ". The memory of cuDNN's recurrent layers is not public: torch.backends.cudnn.enabled = False takes PyTorch's own"
+        ". Only the interface of cuDNN 8.9.7 and later is there: torch.backends.cudnn.enabled = False takes PyTorch's own"
     } else {
         ""
     }

@@ -178,8 +178,9 @@ api! {
         let mut all = registry();
         all.functions.insert(function, handle.wrapping_sub(HANDLES) / 8);
         // at::native::or_kernel_cuda (ATen/native/cuda/ReduceLogicKernel.cu), in the mangled name of its reduction, and
-        // the conversion that stands for it where there is one element (any_all_impl in ATen/native/ReduceOps.cpp).
-        if ["14or_kernel_cuda", "direct_copy_kernel_cuda"].iter().any(|n| name.get().contains(n)) {
+        // the conversion that stands for it where there is one element (any_all_impl in ATen/native/ReduceOps.cpp); and
+        // `faults | other faults` of one element (BinaryBitwiseOpsKernels.cu, BinaryLogicalOpsKernels.cu).
+        if ["14or_kernel_cuda", "direct_copy_kernel_cuda", "BitwiseOrFunctor", "logical_or_kernel_cuda"].iter().any(|n| name.get().contains(n)) {
             all.any.insert(function);
         }
         OK

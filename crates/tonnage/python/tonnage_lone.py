@@ -47,7 +47,8 @@ def install(torch):
             return None
 
         def check(self, keys):
-            return True
+            # asked for signals of trouble, too, which nobody sends
+            return all(k in self.kept for k in keys)
 
         def delete_key(self, key):
             return self.kept.pop(key, None) is not None

@@ -8,6 +8,7 @@ memory runs out, and from time to time, so that a run that is killed leaves a re
 No tensor is created or kept here; nothing that the allocator does changes.
 """
 import atexit
+import functools
 import gc
 import json
 import os
@@ -523,7 +524,7 @@ def _terminated(number, frame):
 
 
 def _now_and_then():
-    wait = float(os.environ.get("TONNAGE_RECORD_EVERY", "10"))
+    wait = float(os.environ.get("TONNAGE_RECORD_EVERY", "2"))
     while S.started and os.getpid() == S.pid:
         time.sleep(wait)
         t = time.time()
@@ -532,6 +533,20 @@ def _now_and_then():
         wait = max(wait * 1.5, 20 * (time.time() - t))
 
 
+def _snapshot(torch):
+    """The allocator's history. C++ looks for generated code in `torch._inductor`, which torch would import for it, here and now: in another
+    thread's own imports, or for nothing at the end."""
+    stand_in = object()
+    if "_inductor" not in vars(torch):
+        torch._inductor = stand_in
+    try:
+        return torch.cuda.memory._snapshot()
+    finally:
+        if vars(torch).get("_inductor") is stand_in:
+            del torch._inductor
+
+
+@functools.cache
 def _versions():
     from importlib import metadata
 
@@ -566,7 +581,7 @@ def _dump(reason):
 
 def _write(reason, began):
     torch = S.torch
-    snap = torch.cuda.memory._snapshot()
+    snap = _snapshot(torch)
     _note_peaks()
     env = os.environ.get
     number = lambda k, d: int(env(k) or d)
@@ -637,8 +652,11 @@ def _lines(f, head, trace, tags, turns):
 # ---------------------------------------------------------------------------------------------------------- one rank alone
 def _world(torch):
     """With TONNAGE_WORLD this process is one rank of many and the others are not there: the store answers for them."""
-    if not os.environ.get("TONNAGE_WORLD"):
-        return
-    import tonnage_lone
+    import tonnage_objects
 
-    tonnage_lone.install(torch)
+    lone = bool(os.environ.get("TONNAGE_WORLD"))
+    if lone:
+        import tonnage_lone
+
+        tonnage_lone.install(torch)
+    tonnage_objects.install(torch, lone)

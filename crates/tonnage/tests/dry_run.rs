@@ -1,80 +1,20 @@
 //! Real PyTorch on the null device. TONNAGE_TEST_PYTHON names a Python with a CUDA build of torch, transformers, peft, accelerate and
-//! bitsandbytes (`.ci/run` makes one); without it these tests say so and end. What needs no torch is tested always.
+//! bitsandbytes (`.ci/run` makes one); without it these tests say so and end.
 
+mod dry;
+mod standin;
+
+use dry::*;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-// makes cargo build the library that is preloaded
-use tonnage_null as _;
-
-const BIN: &str = env!("CARGO_BIN_EXE_tonnage");
-
-fn here(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn script(name: &str) -> String {
-    here("tests/scripts").join(name).display().to_string()
-}
-
-/// The Python to test with; where there is none, a loud line.
-fn python(test: &str) -> Option<String> {
-    let found = std::env::var("TONNAGE_TEST_PYTHON")
-        .ok()
-        .filter(|p| !p.is_empty());
-    if found.is_none() {
-        assert!(
-            std::env::var_os("TONNAGE_TEST_TORCH_REQUIRED").is_none(),
-            "TONNAGE_TEST_PYTHON is not set, and these tests are required"
-        );
-        eprintln!(
-            "\n!!! {test} DID NOT RUN: set TONNAGE_TEST_PYTHON to a Python with a CUDA build of torch !!!\n"
-        );
-    }
-    found
-}
-
-fn tonnage(args: &[&str]) -> Output {
-    Command::new(BIN)
-        .args(args)
-        .env("OMP_NUM_THREADS", "1")
-        .output()
-        .expect("the program runs")
-}
-
-fn out(o: &Output) -> String {
-    String::from_utf8_lossy(&o.stdout).into_owned()
-}
-
-fn err(o: &Output) -> String {
-    String::from_utf8_lossy(&o.stderr).into_owned()
-}
-
-fn json(o: &Output) -> Value {
-    serde_json::from_str(&out(o)).unwrap_or_else(|e| panic!("{e}: {}\n{}", out(o), err(o)))
-}
-
-fn records(file: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(here("../../groundtruth").join(file)).unwrap();
-    text.lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect()
-}
-
-fn record(file: &str, id: &str) -> Value {
-    records(file).into_iter().find(|r| r["id"] == id).unwrap()
-}
-
-/// Our allocator, given the trace, has every block and all peaks.
-fn replays(trace: &Path) {
-    let o = tonnage(&["replay", trace.to_str().unwrap(), "--format", "json"]);
-    let v = json(&o);
-    assert_eq!(v["peak"], v["recorded_peak"], "{}", trace.display());
-    assert_eq!(v["blocks_that_differ"], 0, "{}", trace.display());
-}
+use std::path::Path;
 
 /// A job of the records, performed again on the null device: every figure is the record's.
 fn measured(test: &str, file: &str, id: &str) {
+    measured_and(test, file, id, &mut |_| {});
+}
+
+/// The same, with something to do with the trace.
+fn measured_and(test: &str, file: &str, id: &str, then: &mut dyn FnMut(&Path)) {
     let Some(p) = python(test) else { return };
     let dir = tempfile::tempdir().unwrap();
     let (to, trace) = (dir.path().join("m.jsonl"), dir.path().join("t.jsonl.gz"));
@@ -110,6 +50,7 @@ fn measured(test: &str, file: &str, id: &str) {
         assert_eq!(got[k], want[k], "{id}: {k}");
     }
     replays(&trace);
+    then(&trace);
 }
 
 #[test]
@@ -133,11 +74,127 @@ fn bitsandbytes_qlora() {
 
 #[test]
 fn a_recorded_gpt() {
-    measured(
+    let id = "agi2-6x384-plain-fp32-adamw_foreach-b8-s512";
+    measured_and(
         "a_recorded_gpt",
         "torch-trace-dev.jsonl",
-        "agi2-6x384-plain-fp32-adamw_foreach-b8-s512",
+        id,
+        &mut |trace| {
+            // and what is computed without torch has its levels to the byte
+            let job = trace.with_file_name("job.toml");
+            std::fs::write(&job, "[model]\ntype = \"gpt2\"\nconfig = { n_layer = 6, n_embd = 384, n_head = 6, n_positions = 512 }\n\n[train]\nmicro_batch_size = 8\nseq_len = 512\nprecision = \"fp32\"\noptimizer = \"adamw_foreach\"\n").unwrap();
+            let o = tonnage(&["diff", job.to_str().unwrap(), trace.to_str().unwrap()]);
+            assert_eq!(o.status.code(), Some(0), "{}", out(&o));
+            assert!(out(&o).contains("agree to the byte"), "{}", out(&o));
+        },
     );
+}
+
+/// Ten rows of torch-trace-dev.jsonl, by one command: `tonnage measure --null FILE --id A,B,...`.
+#[test]
+fn ten_recorded_rows() {
+    const ROWS: [&str; 10] = [
+        "agi2-6x384-plain-fp32-adamw_foreach-b1-s512",
+        "agi2-6x384-plain-fp32-adamw_foreach-b8-s128-ga4-clip",
+        "agi2-6x384-plain-amp_fp16-adamw_fused-b8-s512",
+        "gpt2-small-plain-fp32-sgd_momentum-b1-s128",
+        "gpt2-small-plain-fp32-paged_adamw8bit-b1-s128",
+        "gpt2-small-trainer-amp_fp16-adamw_fused-b4-s512",
+        "distilbert-plain-amp_fp16-adamw_foreach-b16-s128",
+        "bert-base-trainer-amp_bf16-adamw_fused-b8-s512",
+        "gpt2-medium-plain-amp_bf16-adamw_foreach-b4-s512-lora8qv",
+        "gpt2-small-generate-bf16-b8-s512-new32",
+    ];
+    let Some(p) = python("ten_recorded_rows") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (to, from) = (
+        dir.path().join("m.jsonl"),
+        here("../../groundtruth/torch-trace-dev.jsonl"),
+    );
+    let ids = ROWS.join(",");
+    let o = tonnage(&[
+        "measure",
+        "--null",
+        from.to_str().unwrap(),
+        "--id",
+        &ids,
+        "--python",
+        &p,
+        "--out",
+        to.to_str().unwrap(),
+        "--format",
+        "json",
+    ]);
+    let v = json(&o);
+    standin::conforms("measure", &v);
+    let runs = v["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 10, "{}", err(&o));
+    for r in runs {
+        let want = record("torch-trace-dev.jsonl", r["id"].as_str().unwrap());
+        for k in [
+            "peak_allocated_bytes",
+            "peak_reserved_bytes",
+            "peak_requested_bytes",
+        ] {
+            assert_eq!(r["record"][k], want[k], "{}: {k}", r["id"]);
+        }
+        assert_eq!(r["equal"], true, "{}", r["figures"]);
+    }
+    assert!(o.status.success());
+    // a record that says something else is told from ours
+    let mut other = record("torch-trace-dev.jsonl", ROWS[0]);
+    other["peak_reserved_bytes"] =
+        Value::from(other["peak_reserved_bytes"].as_u64().unwrap() + 512);
+    let changed = dir.path().join("changed.jsonl");
+    std::fs::write(&changed, format!("{other}\n")).unwrap();
+    let o = tonnage(&[
+        "measure",
+        "--null",
+        changed.to_str().unwrap(),
+        "--id",
+        ROWS[0],
+        "--python",
+        &p,
+        "--out",
+        to.to_str().unwrap(),
+    ]);
+    assert_eq!(o.status.code(), Some(1));
+    assert!(out(&o).starts_with("0 of 1 runs"), "{}", out(&o));
+    assert!(out(&o).contains("peak_reserved_bytes is"), "{}", out(&o));
+}
+
+/// Another batch is another figure, and two of them are one document.
+#[test]
+fn values_that_are_set() {
+    let Some(p) = python("values_that_are_set") else {
+        return;
+    };
+    let o = tonnage(&[
+        "dry-run",
+        "--gpu",
+        "a100-sxm4-80gb",
+        "--set",
+        "b=4,8",
+        "--scale-to",
+        "16",
+        "--format",
+        "json",
+        "--",
+        &p,
+        &script("plain.py"),
+        "--batch",
+        "{b}",
+    ]);
+    assert!(o.status.success(), "{}", err(&o));
+    let v = json(&o);
+    standin::conforms("dry-run", &v);
+    let peak = |i: usize| v["runs"][i]["footprint"]["peak"]["allocated"]["expected"].as_u64();
+    let want = record("dry-run.jsonl", "plain")["peak_allocated_bytes"].as_u64();
+    assert_eq!(peak(1), want);
+    assert!(peak(0) < want);
+    assert_eq!(v["scaled"]["value"], 16);
 }
 
 #[test]
@@ -262,50 +319,6 @@ fn two_ranks_of_a_sharded_job() {
         assert_eq!(peak["allocated"]["expected"], want["peak_allocated_bytes"]);
         assert_eq!(peak["reserved"]["expected"], want["peak_reserved_bytes"]);
     }
-}
-
-#[test]
-fn one_rank_of_many() {
-    let Some(p) = python("one_rank_of_many") else {
-        return;
-    };
-    let o = tonnage(&[
-        "dry-run",
-        "--world",
-        "64",
-        "--rank",
-        "5",
-        "--format",
-        "json",
-        "--",
-        &p,
-        &script("fsdp.py"),
-    ]);
-    assert!(o.status.success(), "{}", err(&o));
-    let f = json(&o);
-    let two = record("dry-run.jsonl", "fsdp-2");
-    let peak = f["peak"]["allocated"]["expected"].as_u64().unwrap();
-    assert!(
-        peak < two["peak_allocated_bytes"].as_u64().unwrap(),
-        "{peak}"
-    );
-    assert!(f["job"].as_str().unwrap().contains("rank 5 of 64"));
-}
-
-#[test]
-fn what_cannot_run_is_refused_in_a_sentence() {
-    let o = tonnage(&["dry-run", "--", "vllm", "serve", "org/model"]);
-    assert_eq!(o.status.code(), Some(4));
-    assert!(err(&o).contains("tonnage estimate"), "{}", err(&o));
-    let o = tonnage(&["dry-run", "--gpu", "no-such-card", "--", "python3", "x.py"]);
-    assert_eq!(o.status.code(), Some(2));
-    let o = tonnage(&["dry-run", "--set", "batch=2", "--", "python3", "x.py"]);
-    assert_eq!(o.status.code(), Some(2));
-    assert!(err(&o).contains("{batch}"), "{}", err(&o));
-    let o = tonnage(&["dry-run", "--", "/no/such/command"]);
-    assert_ne!(o.status.code(), Some(0));
-    let o = tonnage(&["replay", "/no/such/trace"]);
-    assert_eq!(o.status.code(), Some(3));
 }
 
 #[test]

@@ -12,6 +12,8 @@ use tonnage_core::Diagnostic;
 use tonnage_core::footprint::{Options, estimate};
 use tonnage_core::job::DEFAULT_GPU;
 use tonnage_report::json as as_json;
+use tonnage_sim::alloc::AllocatorConfig;
+use tonnage_trace::again;
 use tonnage_trace::diff::{Diff, Row, Side, diff, title};
 use tonnage_trace::footprint::footprint;
 use tonnage_units::{ByteDelta, Bytes};
@@ -64,7 +66,13 @@ fn answer(a: &DiffArgs, out: &Output) -> Result<Diff, (Vec<Diagnostic>, Status)>
     };
     let gpu = a.gpu.as_deref().unwrap_or(recorded_on);
     let card = device(gpu, &out.catalogs.gpus).map_err(one)?;
-    let recorded = Side::of(&footprint(&trace, &card));
+    let mut recorded = Side::of(&footprint(&trace, &card));
+    if !trace.has_segments() {
+        // blocks only: what they make the allocator hold
+        let config = AllocatorConfig::parse(&trace.header.settings).unwrap_or_default();
+        let held = again::replay(&trace, &config, None).peak.reserved;
+        recorded.levels.insert("reserved".into(), held);
+    }
     let text = jobs::read_text(&a.prediction).map_err(|d| (d, Status::BadInput))?;
     let footprint_json =
         text.trim_start().starts_with('{') && text.contains("\"tonnage.footprint/");

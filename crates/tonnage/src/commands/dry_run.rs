@@ -24,7 +24,7 @@ pub struct DryRunArgs {
     /// The card that is stood in for (`tonnage gpus` lists them)
     #[arg(long, value_name = "ID")]
     pub gpu: Option<String>,
-    /// How many of the card the machine has (default: as many as torchrun's or accelerate's flags start processes)
+    /// How many of the card the machine has (default: as many as torchrun's, accelerate's or DeepSpeed's flags start processes)
     #[arg(long, value_name = "N")]
     pub gpu_count: Option<usize>,
     /// Run one process as a rank of a world of N
@@ -61,7 +61,8 @@ pub struct DryRunArgs {
 
 /// The command's processes by a launcher's flags.
 fn processes(command: &[String]) -> usize {
-    const FLAGS: [&str; 4] = [
+    const FLAGS: [&str; 5] = [
+        "--num_gpus",
         "--nproc_per_node",
         "--nproc-per-node",
         "--num_processes",
@@ -167,7 +168,7 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
     }
     let ready = run::platform()
         .and_then(|()| null::library().map(|_| ()))
-        .and_then(|()| run::check(&variants[0].1));
+        .and_then(|()| run::check(&variants[0].1, &device));
     let torch: Option<python::Torch> = match ready {
         Ok(t) => t,
         Err(d) => return fail(d),
@@ -197,12 +198,19 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
             env: &[],
         };
         match run::run(&plan) {
-            Ok(d) => results.push((label.clone(), d)),
+            Ok(d) => {
+                // Ctrl-C and its like are meant for all of them
+                let stopped = matches!(d.code, 130 | 143);
+                results.push((label.clone(), d));
+                if stopped {
+                    break;
+                }
+            }
             Err(d) => return fail(d),
         }
     }
     let mut code = 0;
-    let mut fits = true;
+    let (mut fits, mut whole, mut shows) = (true, true, true);
     let many = results.len() > 1;
     let mut footprints: Vec<(String, Footprint)> = Vec::new();
     for (label, done) in &results {
@@ -216,7 +224,16 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
         for (k, (pid, t)) in done.traces.iter().enumerate() {
             let mut f = footprint::footprint(t, &device);
             enrich(&mut f, t, done, *pid, a.unlimited);
-            fits &= f.decisive().is_none_or(|v| v.outcome != Outcome::No);
+            let full = f.decisive().is_some_and(|v| v.outcome == Outcome::No);
+            fits &= !full;
+            if done.code != 0 && !full {
+                whole = false;
+                f.job = format!("{} (stopped with status {})", f.job, done.code);
+                f.notes.push(Diagnostic::note(
+                    "stopped",
+                    format!("the command ended with status {}: this is what it had used until then, not what a whole run uses", done.code),
+                ));
+            }
             let several = done.traces.len() > 1;
             let name = match (many, several) {
                 (true, true) => format!("{label}, rank {}", t.header.rank),
@@ -232,14 +249,40 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
             }
             footprints.push((name, f));
         }
+        // what was allocated before the first kernel is no answer
+        shows &= !(done.report.no_kernels && done.code != 0);
         if done.traces.is_empty() {
+            let why = match done.code {
+                0 => "the command used no CUDA memory through PyTorch, or its Python ignores PYTHONPATH (-I, -E)".into(),
+                n => format!("the command ended with status {n} before it used CUDA memory through PyTorch"),
+            };
             out.complain(&[Diagnostic::error(
                 "nothing-recorded",
-                "nothing was recorded: the command used no CUDA memory through PyTorch, or its Python ignores PYTHONPATH (-I, -E)",
+                format!("nothing was recorded: {why}"),
             )]);
         }
     }
-    if !footprints.is_empty() {
+    if !shows && a.format == Format::Text {
+        out.print(&format!(
+            "This torch has no kernels for {}, so the run ended at the first one. A wheel that has them is named above.\n",
+            device.gpu.name
+        ));
+        footprints.clear();
+        if a.verdict_exit {
+            return Status::Unavailable;
+        }
+    }
+    let beyond = match a.scale_to.map(|x| (x, scaled(&results, x, &device))) {
+        None => None,
+        Some((x, Ok((f, words)))) => Some((x, f, words)),
+        Some((_, Err(e))) => {
+            out.complain(&[Diagnostic::error("cannot-scale", e)]);
+            return Status::BadInput;
+        }
+    };
+    if a.format == Format::Json && (beyond.is_some() || footprints.len() > 1) {
+        out.print(&several(&footprints, beyond.as_ref()));
+    } else if !footprints.is_empty() {
         out.print(&shown(a.format, &footprints, out));
     }
     for (_, done) in &results {
@@ -249,26 +292,19 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
             out.print(&oom::log(&done.log, &out.style));
         }
     }
-    if let Some(x) = a.scale_to {
-        match scaled(&results, x, &device) {
-            Ok((f, words)) => {
-                out.print("\n");
-                if let Some(f) = f {
-                    out.print(&shown(a.format, &[(format!("scaled to {x}"), f)], out));
-                }
-                if a.format == Format::Text {
-                    out.print(&format!("\n{words}\n"));
-                }
-            }
-            Err(e) => {
-                let d = Diagnostic::error("cannot-scale", e);
-                out.complain(&[d]);
-                return Status::BadInput;
-            }
+    if let Some((x, f, words)) = beyond
+        && a.format != Format::Json
+    {
+        out.print("\n");
+        if let Some(f) = f {
+            out.print(&shown(a.format, &[(format!("scaled to {x}"), f)], out));
+        }
+        if a.format == Format::Text {
+            out.print(&format!("\n{words}\n"));
         }
     }
     if a.verdict_exit {
-        return if footprints.is_empty() {
+        return if footprints.is_empty() || (fits && !whole) {
             Status::BadInput
         } else if fits {
             Status::Ok
@@ -326,6 +362,9 @@ fn enrich(f: &mut Footprint, t: &Trace, done: &Done, pid: u64, unlimited: bool) 
                 Bytes(outside)
             ),
         ));
+    }
+    for m in &done.report.inferred {
+        f.notes.push(Diagnostic::note("inferred", m.clone()));
     }
     if unlimited {
         f.notes.push(Diagnostic::note(
@@ -411,6 +450,22 @@ fn advice(f: &Footprint, t: &Trace) -> Vec<tonnage_core::footprint::Advice> {
     out
 }
 
+/// Several runs in one document (`tonnage.dry-run/1`); `beyond` is a value that was not run, its footprint where there is one, and how far it can be trusted.
+fn several(
+    all: &[(String, Footprint)],
+    beyond: Option<&(u64, Option<Footprint>, String)>,
+) -> String {
+    let runs: Vec<_> = all
+        .iter()
+        .map(|(name, f)| json!({"name": name, "footprint": f}))
+        .collect();
+    let mut v = json!({"schema": "tonnage.dry-run/1", "runs": runs});
+    if let Some((x, f, words)) = beyond {
+        v["scaled"] = json!({"value": x, "footprint": f, "words": words});
+    }
+    as_json::pretty(&v)
+}
+
 fn shown(format: Format, all: &[(String, Footprint)], out: &Output) -> String {
     let one = |f: &Footprint| match format {
         Format::Text => text::footprint(f, &out.style),
@@ -421,13 +476,6 @@ fn shown(format: Format, all: &[(String, Footprint)], out: &Output) -> String {
     };
     if all.len() == 1 {
         return one(&all[0].1);
-    }
-    if format == Format::Json {
-        let list: Vec<_> = all
-            .iter()
-            .map(|(name, f)| json!({"name": name, "footprint": f}))
-            .collect();
-        return as_json::pretty(&json!({"schema": "tonnage.dry-run/1", "runs": list}));
     }
     let most = all
         .iter()

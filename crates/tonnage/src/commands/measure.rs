@@ -1,14 +1,14 @@
 //! `tonnage measure`: a job of ours performed for real, and its record.
 
 use crate::Status;
-use crate::args::SettingFlags;
+use crate::args::{ListFormat, SettingFlags};
 use crate::commands::dry_run;
 use crate::dry::run::{self, Plan};
 use crate::dry::{python, recording, script};
 use crate::jobs;
 use crate::output::Output;
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,9 +23,9 @@ pub struct MeasureArgs {
     pub job: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingFlags,
-    /// The record whose job is performed again
-    #[arg(long, value_name = "ID")]
-    pub id: Option<String>,
+    /// The record whose job is performed again; several with commas or by repeating
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub id: Vec<String>,
     /// The card: for --null the one that is stood in for, else what the record says it is
     #[arg(long, value_name = "ID")]
     pub gpu: Option<String>,
@@ -47,12 +47,37 @@ pub struct MeasureArgs {
     /// Keep the trace of a run on the null device
     #[arg(long, value_name = "FILE", requires = "null")]
     pub save: Option<PathBuf>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
 }
 
-/// The id and configuration to perform.
-fn wanted(a: &MeasureArgs, out: &Output) -> Result<(String, Value), (Vec<Diagnostic>, Status)> {
+/// What a record says of a run, for comparing two of them.
+const FIGURES: [&str; 9] = [
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_requested_bytes",
+    "load_peak_allocated_bytes",
+    "param_count",
+    "trainable_count",
+    "param_bytes",
+    "buffer_bytes",
+    "peak_at",
+];
+
+/// A job to perform, with the record that it comes from.
+struct Wanted {
+    id: String,
+    config: Value,
+    recorded: Option<Value>,
+}
+
+type Failed = (Vec<Diagnostic>, Status);
+
+/// The jobs to perform.
+fn wanted(a: &MeasureArgs, out: &Output) -> Result<Vec<Wanted>, Failed> {
     let bad = |code, m: String, s| Err((vec![Diagnostic::error(code, m)], s));
-    if let Some(id) = &a.id {
+    if !a.id.is_empty() {
         let Some(path) = &a.job else {
             return bad(
                 "missing",
@@ -64,24 +89,30 @@ fn wanted(a: &MeasureArgs, out: &Output) -> Result<(String, Value), (Vec<Diagnos
             let m = format!("{}: {e}", path.display());
             (vec![Diagnostic::error("unreadable", m)], Status::BadInput)
         })?;
-        let found = text
+        let all: Vec<Value> = text
             .lines()
-            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
-            .find(|r| r["id"].as_str() == Some(id));
-        return match found {
-            Some(r) => {
-                let mut c = r["config"].clone();
-                if let Some(g) = &a.gpu {
-                    c["gpu"] = Value::from(g.as_str());
-                }
-                Ok((id.clone(), c))
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .collect();
+        let mut found = Vec::new();
+        for id in &a.id {
+            let Some(r) = all.iter().find(|r| r["id"].as_str() == Some(id)) else {
+                return bad(
+                    "unknown-id",
+                    format!("{}: no record {id}", path.display()),
+                    Status::BadInput,
+                );
+            };
+            let mut config = r["config"].clone();
+            if let Some(g) = &a.gpu {
+                config["gpu"] = Value::from(g.as_str());
             }
-            None => bad(
-                "unknown-id",
-                format!("{}: no record {id}", path.display()),
-                Status::BadInput,
-            ),
-        };
+            found.push(Wanted {
+                id: id.clone(),
+                config,
+                recorded: Some(r.clone()),
+            });
+        }
+        return Ok(found);
     }
     if a.job.is_none() && a.settings.given.is_empty() {
         return bad(
@@ -114,23 +145,116 @@ fn wanted(a: &MeasureArgs, out: &Output) -> Result<(String, Value), (Vec<Diagnos
         .chars()
         .map(|c| if c.is_alphanumeric() { c } else { '-' })
         .collect();
-    Ok((title.trim_matches('-').to_lowercase(), config))
+    Ok(vec![Wanted {
+        id: title.trim_matches('-').to_lowercase(),
+        config,
+        recorded: None,
+    }])
+}
+
+/// A path for one of several: the id is put before the ending.
+fn of_several(path: &std::path::Path, id: &str, several: bool) -> PathBuf {
+    if !several {
+        return path.to_path_buf();
+    }
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let (stem, end) = name.split_once('.').unwrap_or((name.as_str(), "py"));
+    path.with_file_name(format!("{stem}-{id}.{end}"))
 }
 
 /// Runs it.
 pub fn run(a: &MeasureArgs, out: &Output) -> Status {
-    let fail = |code: &'static str, m: String, s: Status| {
-        out.complain(&[Diagnostic::error(code, m)]);
-        s
-    };
-    let (id, config) = match wanted(a, out) {
+    let jobs = match wanted(a, out) {
         Ok(x) => x,
         Err((bad, s)) => {
             out.complain(&bad);
             return s;
         }
     };
-    let text = match script::script(&id, &config) {
+    let (mut runs, mut rows, mut same) = (Vec::new(), Vec::new(), 0);
+    for w in &jobs {
+        let record = match perform(a, w, jobs.len() > 1, out) {
+            Ok(Some(r)) => r,
+            Ok(None) => continue,
+            Err((bad, s)) => {
+                out.complain(&bad);
+                return s;
+            }
+        };
+        match record_rows_with(&record, &mut |_| None) {
+            Ok(r) => rows.extend(r),
+            Err(e) => out.complain(&[Diagnostic::error("bad-record", e.to_string())]),
+        }
+        let figures: Vec<Value> = w
+            .recorded
+            .iter()
+            .flat_map(|r| {
+                FIGURES.map(|k| json!({"name": k, "recorded": r[k], "measured": record[k]}))
+            })
+            .collect();
+        let equal = figures.iter().all(|f| f["recorded"] == f["measured"]);
+        same += usize::from(equal && !figures.is_empty());
+        runs.push(json!({"id": w.id, "equal": (!figures.is_empty()).then_some(equal), "figures": figures, "record": record}));
+    }
+    if a.no_run {
+        return Status::Ok;
+    }
+    let report = Report::of(rows);
+    if a.format == ListFormat::Json {
+        out.print(&tonnage_report::json::pretty(&json!({
+            "schema": "tonnage.measure/1", "runs": runs, "validation": report,
+        })));
+    } else {
+        if !a.id.is_empty() {
+            out.print(&against(&runs, same));
+        }
+        out.print(&tonnage_report::validate::report(&report, 10, &out.style));
+    }
+    // the null device has no chance in it: another figure is another program
+    if a.null && !a.id.is_empty() && same < jobs.len() {
+        Status::DoesNotFit
+    } else {
+        Status::Ok
+    }
+}
+
+/// The runs against the records that they come from.
+fn against(runs: &[Value], same: usize) -> String {
+    let mut t = format!(
+        "{same} of {} runs have every figure of their records, to the byte.\n",
+        runs.len()
+    );
+    for r in runs {
+        for f in r["figures"].as_array().into_iter().flatten() {
+            if f["recorded"] != f["measured"] {
+                t.push_str(&format!(
+                    "  {}: {} is {}, recorded {}\n",
+                    r["id"].as_str().unwrap_or_default(),
+                    f["name"].as_str().unwrap_or_default(),
+                    f["measured"],
+                    f["recorded"]
+                ));
+            }
+        }
+    }
+    t.push('\n');
+    t
+}
+
+/// Performs one job; `None` where only its script was wanted.
+fn perform(
+    a: &MeasureArgs,
+    w: &Wanted,
+    several: bool,
+    out: &Output,
+) -> Result<Option<Value>, Failed> {
+    let fail =
+        |code: &'static str, m: String, s: Status| Err((vec![Diagnostic::error(code, m)], s));
+    let (id, config) = (&w.id, &w.config);
+    let text = match script::script(id, config) {
         Ok(t) => t,
         Err(e) => {
             return fail(
@@ -140,11 +264,14 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
             );
         }
     };
-    let temp = match tempfile::tempdir() {
-        Ok(t) => t,
-        Err(e) => return fail("unavailable", e.to_string(), Status::Unavailable),
+    let temp = tempfile::tempdir().map_err(|e| {
+        let d = Diagnostic::error("unavailable", e.to_string());
+        (vec![d], Status::Unavailable)
+    })?;
+    let path = match &a.keep {
+        Some(k) => of_several(k, id, several),
+        None => temp.path().join("job.py"),
     };
-    let path = a.keep.clone().unwrap_or_else(|| temp.path().join("job.py"));
     if let Err(e) = std::fs::write(&path, &text) {
         return fail(
             "unreadable",
@@ -153,7 +280,7 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
         );
     }
     if a.no_run {
-        return Status::Ok;
+        return Ok(None);
     }
     let answer = temp.path().join("record.json");
     let command = vec![
@@ -161,18 +288,13 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
         path.display().to_string(),
         answer.display().to_string(),
     ];
+    let refused = |d: Diagnostic| (vec![d], Status::Unavailable);
     let code = if a.null {
         let gpu = config["gpu"].as_str().unwrap_or(DEFAULT_GPU).to_string();
-        let ready = dry_run::device(&gpu, &out.catalogs.gpus)
+        let device = dry_run::device(&gpu, &out.catalogs.gpus)
             .and_then(|d| run::platform().map(|()| d))
-            .and_then(|d| run::check(&command).map(|_| d));
-        let device = match ready {
-            Ok(d) => d,
-            Err(d) => {
-                out.complain(&[d]);
-                return Status::Unavailable;
-            }
-        };
+            .and_then(|d| run::check(&command, &d).map(|_| d))
+            .map_err(refused)?;
         let plan = Plan {
             command: &command,
             device: &device,
@@ -183,34 +305,21 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
             aside: true,
             env: &[],
         };
-        match run::run(&plan) {
-            Ok(done) => {
-                out.complain(&done.bad);
-                for m in &done.report.messages {
-                    out.complain(&[Diagnostic::error("null-device", m.clone())]);
-                }
-                if let (Some(save), Some((_, t))) = (&a.save, done.traces.first())
-                    && let Err(d) = recording::save(t, save)
-                {
-                    out.complain(&[d]);
-                    return Status::BadInput;
-                }
-                done.code
-            }
-            Err(d) => {
-                out.complain(&[d]);
-                return Status::Unavailable;
-            }
+        let done = run::run(&plan).map_err(refused)?;
+        out.complain(&done.bad);
+        for m in &done.report.messages {
+            out.complain(&[Diagnostic::error("null-device", m.clone())]);
         }
+        if let (Some(save), Some((_, t))) = (&a.save, done.traces.first()) {
+            recording::save(t, &of_several(save, id, several))
+                .map_err(|d| (vec![d], Status::BadInput))?;
+        }
+        done.code
     } else {
-        let known = python::of(&command).and_then(|p| {
-            p.map_or(Ok(()), |p| {
-                python::torch(&p).and_then(|t| python::check(&p, &t))
-            })
-        });
-        if let Err(d) = known {
-            out.complain(&[d]);
-            return Status::Unavailable;
+        if let Some(p) = python::of(&command).map_err(refused)? {
+            python::torch(&p)
+                .and_then(|t| python::check(&p, &t, None))
+                .map_err(refused)?;
         }
         match Command::new(&command[0])
             .args(&command[1..])
@@ -233,7 +342,7 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
     let Some(record) = record else {
         return fail(
             "no-record",
-            format!("the script ended with {code} and left no record"),
+            format!("{id}: the script ended with {code} and left no record"),
             Status::BadInput,
         );
     };
@@ -249,13 +358,5 @@ pub fn run(a: &MeasureArgs, out: &Output) -> Status {
             Status::BadInput,
         );
     }
-    match record_rows_with(&record, &mut |_| None) {
-        Ok(rows) => out.print(&tonnage_report::validate::report(
-            &Report::of(rows),
-            10,
-            &out.style,
-        )),
-        Err(e) => out.complain(&[Diagnostic::error("bad-record", e.to_string())]),
-    }
-    Status::Ok
+    Ok(Some(record))
 }

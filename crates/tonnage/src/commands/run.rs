@@ -401,14 +401,15 @@ fn found_oom(tail: &[u8]) -> Option<String> {
 }
 
 /// Signals that would end us are the command's: those of the terminal reach it by themselves, those that a process sends us are handed on.
-struct Signals {
+pub struct Signals {
     #[cfg(unix)]
     to: Arc<std::sync::atomic::AtomicU32>,
 }
 
 #[cfg(unix)]
 impl Signals {
-    fn install() -> Signals {
+    /// From now on.
+    pub fn install() -> Signals {
         use signal_hook::consts::*;
         use signal_hook::iterator::SignalsInfo;
         use signal_hook::iterator::exfiltrator::WithOrigin;
@@ -452,17 +453,20 @@ impl Signals {
         }
         Signals { to }
     }
-    fn forward_to(&self, pid: u32) {
+    /// The command's process.
+    pub fn forward_to(&self, pid: u32) {
         self.to.store(pid, Ordering::Release);
     }
 }
 
 #[cfg(not(unix))]
 impl Signals {
-    fn install() -> Signals {
+    /// From now on.
+    pub fn install() -> Signals {
         Signals {}
     }
-    fn forward_to(&self, _: u32) {}
+    /// The command's process.
+    pub fn forward_to(&self, _: u32) {}
 }
 
 /// The signals that this process was started to ignore.

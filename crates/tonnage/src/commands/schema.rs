@@ -8,6 +8,10 @@ pub fn run(a: &SchemaArgs, out: &Output) -> Status {
     out.print(match a.name {
         SchemaName::Doctor => include_str!("../../../../docs/schema/doctor-1.json"),
         SchemaName::Compare => include_str!("../../../../docs/schema/compare-1.json"),
+        SchemaName::Diff => include_str!("../../../../docs/schema/diff-1.json"),
+        SchemaName::DryRun => include_str!("../../../../docs/schema/dry-run-1.json"),
+        SchemaName::Measure => include_str!("../../../../docs/schema/measure-1.json"),
+        SchemaName::Replay => include_str!("../../../../docs/schema/replay-1.json"),
         SchemaName::FitTraining => {
             include_str!("../../../../docs/schema/fit-training-1.json")
         }

@@ -117,7 +117,11 @@ pub struct Report {
     pub used: Vec<Used>,
     /// Refusals by design, missing functions, missing kernels; each once.
     pub messages: Vec<String>,
+    /// What is inferred where a library's figure is not public; each once.
+    pub inferred: Vec<String>,
     pub any: bool,
+    /// A library has no code for the card.
+    pub no_kernels: bool,
 }
 
 /// Reads the report file.
@@ -163,11 +167,19 @@ fn read(text: &str) -> Report {
                 .into_iter()
                 .flatten()
                 .for_each(note),
-            "no-kernels" | "missing-symbol" | "unsupported" => {
+            kind @ ("no-kernels" | "missing-symbol" | "unsupported") => {
+                r.no_kernels |= kind == "no-kernels";
                 if let Some(m) = v.get("message").and_then(Value::as_str)
                     && !r.messages.iter().any(|x| x == m)
                 {
                     r.messages.push(m.into());
+                }
+            }
+            "inferred" => {
+                if let Some(m) = v.get("message").and_then(Value::as_str)
+                    && !r.inferred.iter().any(|x| x == m)
+                {
+                    r.inferred.push(m.into());
                 }
             }
             "start" => r.any = true,
@@ -187,12 +199,14 @@ mod tests {
 {"event":"peak","pid":7,"device":0,"bytes":500,"allocated_bytes":100}
 {"event":"no-kernels","pid":7,"device":0,"message":"no kernels for 6.1"}
 {"event":"no-kernels","pid":8,"device":0,"message":"no kernels for 6.1"}
+{"event":"inferred","pid":7,"what":"cudnn-rnn","message":"a least"}
 {"event":"exit","pid":7,"devices":[{"device":0,"peak_bytes":560,"peak_allocated_bytes":160}]}
 {"event":"peak","pid":8,"dev"#;
         let r = read(text);
-        assert!(r.any);
+        assert!(r.any && r.no_kernels);
         assert_eq!(r.used.len(), 1);
         assert_eq!(r.used[0].peak_allocated, 160);
         assert_eq!(r.messages, ["no kernels for 6.1"]);
+        assert_eq!(r.inferred, ["a least"]);
     }
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tonnage_core::Diagnostic;
+use tonnage_core::verdict::Device;
 
 /// What the environment's torch says of itself, without importing it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -59,10 +60,14 @@ fn shebang(text: &str) -> Option<PathBuf> {
 pub fn of(command: &[String]) -> Result<Option<PathBuf>, Diagnostic> {
     let word = command.first().map_or("", String::as_str);
     let Some(file) = resolve(word) else {
-        return Err(Diagnostic::error(
-            "no-command",
-            format!("{word}: no such command"),
-        ));
+        let bad = Diagnostic::error("no-command", format!("{word}: no such command"));
+        return Err(if word.ends_with(".py") {
+            bad.help(format!(
+                "a script needs its Python in front: -- python {word}"
+            ))
+        } else {
+            bad
+        });
     };
     if is_python(&file) {
         return Ok(Some(file));
@@ -113,10 +118,14 @@ pub fn torch(python: &Path) -> Result<Torch, Diagnostic> {
 ///
 /// # Errors
 /// What is missing and how to get it; code `unavailable`.
-pub fn check(python: &Path, torch: &Torch) -> Result<(), Diagnostic> {
+pub fn check(python: &Path, torch: &Torch, card: Option<&Device>) -> Result<(), Diagnostic> {
     let p = python.display();
+    let capability = card.and_then(|d| d.gpu.compute_capability.as_ref());
+    // builds for CUDA 12.8 begin with 7.5, those for 12.6 with 5.0 (pytorch, .ci/manywheel/build_cuda.sh)
+    let old = capability.is_some_and(|c| (c.major, c.minor) < (7, 5));
     let get = format!(
-        "a CUDA build installs without a GPU: {p} -m pip install torch --index-url https://download.pytorch.org/whl/cu128"
+        "a CUDA build installs without a GPU: {p} -m pip install torch --index-url https://download.pytorch.org/whl/{}",
+        if old { "cu126" } else { "cu128" }
     );
     let bad = |m: String| Err(Diagnostic::error("unavailable", m).help(get.clone()));
     match (&torch.version, &torch.cuda, &torch.hip) {
@@ -158,13 +167,18 @@ mod tests {
             cuda: c.map(Into::into),
             hip: h.map(Into::into),
         };
-        assert!(check(p, &t(Some("2.11.0"), Some("13.0"), None)).is_ok());
+        let card = |id| Device::of(tonnage_catalog::gpu(id).unwrap()).unwrap();
+        assert!(check(p, &t(Some("2.11.0"), Some("13.0"), None), None).is_ok());
+        for (id, index) in [("gtx-1050-ti", "cu126"), ("rtx-4090", "cu128")] {
+            let d = check(p, &t(None, None, None), Some(&card(id))).unwrap_err();
+            assert!(d.help.unwrap_or_default().ends_with(index), "{id}");
+        }
         for (torch, says) in [
             (t(None, None, None), "has no torch"),
             (t(Some("2.11.0+cpu"), None, None), "a build without CUDA"),
             (t(Some("2.11.0+rocm"), None, Some("7.0")), "ROCm"),
         ] {
-            let d = check(p, &torch).unwrap_err();
+            let d = check(p, &torch, None).unwrap_err();
             assert_eq!(d.code, "unavailable");
             assert!(d.message.contains(says), "{}", d.message);
             assert!(d.help.unwrap_or_default().contains("pip install torch"));

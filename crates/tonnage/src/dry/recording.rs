@@ -6,6 +6,7 @@ use flate2::write::GzEncoder;
 use std::io::{Read, Write};
 use std::path::Path;
 use tonnage_core::Diagnostic;
+use tonnage_trace::trace::TraceError;
 use tonnage_trace::{Trace, raw};
 
 /// Unpacked traces larger than this are refused.
@@ -53,7 +54,7 @@ pub fn save(t: &Trace, path: &Path) -> Result<(), Diagnostic> {
 /// What the recorder left in a folder, by rank and device.
 pub fn collect(folder: &Path, root: &str) -> (Vec<(u64, Trace)>, Vec<Diagnostic>) {
     let mut all: Vec<(u64, Trace)> = Vec::new();
-    let mut bad = Vec::new();
+    let (mut bad, mut empty) = (Vec::new(), Vec::new());
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -76,8 +77,13 @@ pub fn collect(folder: &Path, root: &str) -> (Vec<(u64, Trace)>, Vec<Diagnostic>
         };
         match raw::parse(&text, root) {
             Ok(t) => all.push((pid, t)),
+            Err(TraceError::Empty) => empty.push(unreadable(&p, TraceError::Empty)),
             Err(e) => bad.push(unreadable(&p, e)),
         }
+    }
+    // a process that looked at another's device left nothing there, which matters only where it is all there is
+    if all.is_empty() {
+        bad.append(&mut empty);
     }
     all.sort_by_key(|(pid, t)| (t.header.rank, *pid));
     (all, bad)

@@ -1,6 +1,7 @@
 //! One dry run: the environment, the process, what it left.
 
 use super::{null, python, recording};
+use crate::commands::run::Signals;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use tonnage_explain::oom::Scanner;
 use tonnage_explain::oom::log::Log;
 use tonnage_trace::Trace;
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     (
         "sitecustomize.py",
         include_str!("../../python/sitecustomize.py"),
@@ -18,6 +19,10 @@ const FILES: [(&str, &str); 3] = [
     (
         "tonnage_recorder.py",
         include_str!("../../python/tonnage_recorder.py"),
+    ),
+    (
+        "tonnage_objects.py",
+        include_str!("../../python/tonnage_objects.py"),
     ),
     (
         "tonnage_lone.py",
@@ -89,12 +94,12 @@ fn before(entry: &Path, variable: &str, separator: &str) -> String {
 ///
 /// # Errors
 /// No such command, no torch, a build without CUDA.
-pub fn check(command: &[String]) -> Result<Option<python::Torch>, Diagnostic> {
+pub fn check(command: &[String], card: &Device) -> Result<Option<python::Torch>, Diagnostic> {
     let Some(p) = python::of(command)? else {
         return Ok(None);
     };
     let t = python::torch(&p)?;
-    python::check(&p, &t)?;
+    python::check(&p, &t, Some(card))?;
     Ok(Some(t))
 }
 
@@ -160,11 +165,14 @@ pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
     if plan.aside {
         c.stdout(Stdio::from(std::io::stderr()));
     }
+    // Ctrl-C ends the script; what it had done until then is still told
+    let signals = Signals::install();
     let started = std::time::Instant::now();
     c.stderr(Stdio::piped());
     let mut child = c
         .spawn()
         .map_err(|e| Diagnostic::error("no-command", format!("{}: {e}", plan.command[0])))?;
+    signals.forward_to(child.id());
     // what the script says of its end is passed on, and read for an out-of-memory text
     let mut scanner = Scanner::default();
     if let Some(mut from) = child.stderr.take() {
