@@ -84,12 +84,13 @@ fn diff_tells_levels_components_and_modules() {
             assert_eq!(n("difference"), n("predicted") - n("recorded"), "{r}");
         }
     }
-    // parameters and optimizer states do not depend on the batch, so they are not listed; what does is
-    let listed = |k: &str| {
-        let rows = v["components"].as_array().unwrap();
-        rows.iter().any(|r| r["what"] == k)
-    };
-    assert!(listed("saved_activations") && !listed("parameters") && !listed("optimizer_state"));
+    // parameters do not depend on the batch, so they are not listed; optimizer states only by blocks that are not split
+    let rows = v["components"].as_array().unwrap();
+    let listed = |k: &str| rows.iter().find(|r| r["what"] == k);
+    assert!(listed("saved_activations").is_some() && listed("parameters").is_none());
+    if let Some(r) = listed("optimizer_state") {
+        assert!(r["difference"].as_i64().unwrap().abs() < 2 << 20, "{r}");
+    }
     let modules = v["modules"].as_array().unwrap();
     assert!(
         modules
