@@ -9,7 +9,8 @@ NULLCUDA is the folder of that tool (oracle.py and models.py), which needs a GPU
     cache       cache_implementation (static, offloaded, quantized, ...), with cache_config: its options
     beams, sample, eos (end token), use_cache, mask
     quant       "int8" (bitsandbytes' LLM.int8) beside nf4
-    head        "base": the model without a head (an embedding model); "embedding": with mean pooling over the mask
+    head        "base": the model without a head (an embedding model); "embedding": with mean pooling over the mask; "classification": a
+                decoder's sequence classification
     model.family also gpt_per_head (reference_models.py), deepseek_v2, deepseek_v3, gpt_oss, modernbert
 The run is unobserved (no operator names in its trace). Values are not computed on a null device, so a generation ends by count.
 """
@@ -44,6 +45,9 @@ def built(m, precision, attn):
         import reference_models
         with torch.device("meta"):
             return reference_models.GptPerHead(**args).to(dtype)
+    if case["model"].get("head") == "classification":
+        with torch.device("meta"):
+            return T.AutoModelForSequenceClassification.from_config(M.hf_config(family, args), attn_implementation=attn, dtype=dtype)
     if case["model"].get("head") in ("base", "embedding"):
         with torch.device("meta"):
             cls = {"t5": T.T5EncoderModel}.get(family)
@@ -106,16 +110,23 @@ def pooled(model, batch):
     return torch.nn.functional.normalize(mean, p=2, dim=1)
 
 
+def tokens(b, s):
+    return {"input_ids": torch.randint(5, 100, (b, s)), "attention_mask": torch.ones(b, s, dtype=torch.long)}
+
+
 def infer(c, model, rec):
     b, s, new = c["batch"], c.get("seq"), c.get("new", 0)
     n = [0]
     if c["kind"] == "forward":
         for step in range(2):
             rec.mark(step, "input")
-            batch = oracle.make_batch(c, c["model"])
-            batch.pop("labels", None)
-            if c["model"].get("head") in ("base", "embedding") or family == "modernbert":
-                batch["attention_mask"] = torch.ones(b, s, dtype=torch.long, device="cuda")
+            if c["model"].get("head") in ("base", "embedding", "classification"):
+                batch = {k: v.cuda() for k, v in tokens(b, s).items()}
+            else:
+                batch = oracle.make_batch(c, c["model"])
+                batch.pop("labels", None)
+                if family == "modernbert":
+                    batch["attention_mask"] = torch.ones(b, s, dtype=torch.long, device="cuda")
             rec.tag_many("inputs", batch.values())
             rec.mark(step, "prefill")
             with torch.inference_mode():

@@ -99,6 +99,10 @@ pub enum CacheChoice {
     Dynamic,
     /// Allocated once for prompt and new tokens.
     Static,
+    /// On the host but for the layer at work: refused by name.
+    Offloaded,
+    /// Packed by quanto or HQQ: refused by name.
+    Quantized,
 }
 
 /// What `generate` is asked for.
@@ -178,14 +182,42 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// A call of ids and mask alone: an embedding model, or a decoder that classifies.
+    pub fn called_bare(&self) -> bool {
+        match self.head {
+            Head::Base | Head::Embedding => true,
+            Head::SequenceClassification => !ENCODERS.contains(&self.model_type.as_str()),
+            _ => false,
+        }
+    }
+
     /// The model, ready to load.
     ///
     /// # Errors
     /// The configuration or the description does not make one.
     pub fn model(&self) -> Result<Built, ModelError> {
+        let sequences = self.description.is_none() && self.called_bare();
+        if self.work == Work::Train && sequences {
+            return Err(ModelError::Unsupported(
+                format!("training with the head `{}`", self.head.name()),
+                "one forward call (`work.kind = \"forward\"`) is modelled".into(),
+            ));
+        }
         match &self.description {
             Some(d) => describe::model(d, &self.config),
             None => arch::build(&self.model_type, &self.config, self.head, &self.stack),
         }
     }
 }
+
+/// Models whose `classification` head is the class they are trained with.
+const ENCODERS: &[&str] = &[
+    "bert",
+    "roberta",
+    "distilbert",
+    "vit",
+    "resnet",
+    "timm",
+    "spoter",
+    "pose",
+];

@@ -66,7 +66,23 @@ pub const RECORDED_MODELS: &[&str] = &[
 
 /// Architectures with at least one recorded generation.
 pub const RECORDED_GENERATION: &[&str] = &[
-    "falcon", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "qwen2", "qwen3",
+    "deepseek_v2",
+    "deepseek_v3",
+    "falcon",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "gpt_per_head",
+    "llama",
+    "mistral",
+    "mixtral",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
 ];
 
 /// What of the job rests on source code alone: each as a sentence that begins with `unverified`.
@@ -91,7 +107,8 @@ pub fn unverified(spec: &Spec) -> Vec<String> {
         }
     }
     if matches!(spec.work, Work::Generate(_)) {
-        if !RECORDED_GENERATION.contains(&spec.model_type.as_str()) {
+        let family = spec.model_type.trim_end_matches("_text");
+        if spec.description.is_none() && !RECORDED_GENERATION.contains(&family) {
             say(format!("generation with `{}`", spec.model_type));
         }
         if !spec.use_cache && !spec.stack.transformers_5() {

@@ -29,7 +29,7 @@ fn recorded_inference_is_exact() {
             exact += 1;
         }
     }
-    assert_eq!(exact, 69, "rows of generation and forward calls");
+    assert_eq!(exact, 97, "rows of generation and forward calls");
 }
 
 #[test]
@@ -51,6 +51,60 @@ fn generation_events() {
     own("gemma2-tiny-generate-bf16-window");
     own("gemma2-tiny-generate-bf16");
     own("phi3-tiny-generate-bf16");
+    own("mistral-tiny-generate-bf16-static-window");
+    own("mistral-tiny-generate-bf16-static-window-tf4.57.6");
+    own("mistral-tiny-generate-bf16-static-short");
+    own("gemma2-tiny-generate-bf16-static-window");
+    own("gemma3-tiny-generate-bf16-static");
+    own("gpt-oss-tiny-generate-bf16");
+    own("deepseek-v2-tiny-generate-bf16");
+    own("qwen2-tiny-generate-bf16-beams3");
+    own("qwen3-tiny-generate-bf16-beams3-nf4");
+    own("phi-tiny-generate-bf16-tf4.57.6");
+    own("phi3-tiny-generate-bf16-tf4.57.6");
+    own("qwen3-tiny-forward-bf16-classification");
+    own("bert-tiny-forward-fp16-embedding");
+    own("qwen2-tiny-forward-bf16-embedding");
+    own("llama-tiny-forward-bf16-classification-one");
+}
+
+/// Caches that no run without a GPU shows are refused by name, as are generations that are not modelled.
+#[test]
+fn what_cannot_be_recorded_is_refused() {
+    for (cache, word) in [("offloaded", "second stream"), ("quantized", "quanto")] {
+        let text = tonnage_core::simulate(&tiny(json!({"cache": cache})))
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(text.contains(word), "{text}");
+    }
+    let t5 = job("t5", json!({}), json!({}));
+    let text = tonnage_core::simulate(&t5).err().expect("refused");
+    assert!(text.to_string().contains("t5"), "{text}");
+}
+
+/// A decoder that classifies several sequences needs a padding token, as transformers says; it is not trained here.
+#[test]
+fn a_classifying_decoder_needs_a_padding_token() {
+    let with = |kind: &str, changes: Value| {
+        let mut args: Value = serde_json::from_str(TINY).unwrap();
+        for (k, v) in changes.as_object().unwrap() {
+            args[k] = v.clone();
+        }
+        let config = json!({
+            "kind": kind, "model": {"family": "llama", "args": args, "head": "classification"},
+            "gpu": "a100-sxm4-80gb", "precision": "bf16", "batch": 4, "seq": 64, "optim": "adamw_foreach"
+        });
+        let s = spec(&json!({"id": "job", "config": config, "versions": {}})).unwrap();
+        tonnage_core::simulate(&s).map(|s| s.param_bytes)
+    };
+    let text = with("forward", json!({})).unwrap_err().to_string();
+    assert!(text.contains("pad_token_id"), "{text}");
+    assert!(with("forward", json!({"pad_token_id": 0})).is_ok());
+    let text = with("train", json!({"pad_token_id": 0}))
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("classification"), "{text}");
 }
 
 fn job(family: &str, args: Value, changes: Value) -> Spec {

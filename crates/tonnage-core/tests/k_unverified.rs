@@ -7,7 +7,9 @@ use tonnage_core::doc::Doc;
 use tonnage_core::footprint::{Options, estimate};
 use tonnage_core::job::read_job;
 use tonnage_core::validate::torch_run::spec;
-use tonnage_core::verified::{RECORDED_MODELS, RECORDED_OPTIMIZERS, unverified};
+use tonnage_core::verified::{
+    RECORDED_GENERATION, RECORDED_MODELS, RECORDED_OPTIMIZERS, unverified,
+};
 use tonnage_sim::optim::OptimizerKind;
 
 fn records() -> Vec<Value> {
@@ -45,6 +47,14 @@ fn what_is_said_to_be_recorded_is() {
     let models = of("/model/family");
     for name in RECORDED_MODELS {
         assert!(models.contains(*name), "{name}");
+    }
+    for name in RECORDED_GENERATION {
+        assert!(
+            all.iter()
+                .any(|r| r["config"]["kind"] == "generate"
+                    && r["config"]["model"]["family"] == *name),
+            "generation of {name}"
+        );
     }
     for (path, names) in [
         ("/loss", &["liger", "chunked", "cut"][..]),

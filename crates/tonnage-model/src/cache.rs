@@ -36,8 +36,6 @@ pub struct Cache {
     layers: RefCell<Vec<(ModuleId, Layer)>>,
     /// Where the next layer probably is: attention modules come in the same order in each call.
     cursor: Cell<usize>,
-    /// A static cache met a layer with a window, which is not modelled.
-    windowed: Cell<bool>,
 }
 
 impl Drop for Cache {
@@ -59,18 +57,12 @@ impl Cache {
             kind,
             layers: RefCell::default(),
             cursor: Cell::new(0),
-            windowed: Cell::new(false),
         }
     }
 
     /// How it holds its tokens.
     pub fn kind(&self) -> CacheKind {
         self.kind
-    }
-
-    /// Did a static cache meet a layer that only looks back a window? Such layers' own static caches are not modelled.
-    pub fn unmodelled(&self) -> bool {
-        self.windowed.get()
     }
 
     /// Tokens that the first layer has seen.
@@ -124,10 +116,8 @@ impl Cache {
         match (self.kind, l.window) {
             (CacheKind::Dynamic, None) => l.grow(m, k, v),
             (CacheKind::Dynamic, Some(w)) => l.slide(m, w, k, v),
-            (CacheKind::Static { len }, window) => {
-                self.windowed.set(self.windowed.get() || window.is_some());
-                l.fill(m, len, k, v)
-            }
+            (CacheKind::Static { len }, None) => l.fill(m, len, k, v),
+            (CacheKind::Static { len }, Some(w)) => l.roll(m, len.min(w), k, v),
         }
     }
 
@@ -185,32 +175,77 @@ impl Layer {
         (keys, values)
     }
 
-    /// `StaticLayer.update`: zeros of the full length at the first call, then copies in place.
-    fn fill(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-        let cx = &m.cx;
-        // 4.57 is told the places
-        let five = m.options.stack.transformers_5();
-        let i64s = |op, n: &[u64]| cx.empty(op, Shape::new(n), ScalarType::I64);
-        if self.keys.is_none() {
-            for (slot, like) in [(&mut self.keys, k), (&mut self.values, v)] {
-                let t = cx.empty(OpId::ZEROS, like.shape.with(2, len), like.dtype);
-                cx.tag(&t, Category::KvCache);
-                *slot = Some(t);
-            }
-            self.scalar = five.then(|| i64s(OpId::TO_COPY, &[]));
+    /// Zeros of the full length at the first call, and 5.x's counter.
+    fn allocate(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) {
+        if self.keys.is_some() {
+            return;
         }
-        self.seen += k.size(2);
-        if five {
-            let range = i64s(OpId::ARANGE, &[k.size(2)]);
-            let position = i64s(OpId::ADD, &[k.size(2)]);
+        for (slot, like) in [(&mut self.keys, k), (&mut self.values, v)] {
+            let t = m.cx.empty(OpId::ZEROS, like.shape.with(2, len), like.dtype);
+            m.cx.tag(&t, Category::KvCache);
+            *slot = Some(t);
+        }
+        self.scalar = five(m).then(|| m.cx.empty(OpId::TO_COPY, Shape::new(&[]), ScalarType::I64));
+    }
+
+    /// The layer's own keys and values, after `index_copy_` at the places of `tokens` new ones (4.57 is told the places).
+    fn copied(&self, m: &Run, tokens: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        if five(m) {
+            let i64s = |op| m.cx.empty(op, Shape::new(&[tokens]), ScalarType::I64);
+            let range = i64s(OpId::ARANGE);
+            let position = i64s(OpId::ADD);
             drop(range);
             drop(position);
         }
+        self.held(k, v)
+    }
+
+    fn held(&self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         match (&self.keys, &self.values) {
             (Some(k), Some(v)) => (k.clone(), v.clone()),
             _ => (k.clone(), v.clone()),
         }
     }
+
+    /// `StaticLayer.update`: copies in place.
+    fn fill(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        self.allocate(m, len, k, v);
+        self.seen += k.size(2);
+        self.copied(m, k.size(2), k, v)
+    }
+
+    /// `StaticSlidingWindowLayer.update` with room for `len` tokens: in place while there is room; attends over everything in the
+    /// call that runs over; rolls by one token from then on (case `mistral-tiny-generate-bf16-static-window`).
+    fn roll(&mut self, m: &Run, len: u64, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let cx = &m.cx;
+        self.allocate(m, len, k, v);
+        let (had, new) = (self.seen, k.size(2));
+        self.seen += new;
+        if had + new <= len {
+            return self.copied(m, new, k, v);
+        }
+        if had >= len && new == 1 {
+            let rolled = [k, v].map(|t| cx.empty(OpId::ROLL, t.shape.with(2, len), t.dtype));
+            let index = cx.empty(OpId::TO_COPY, Shape::new(&[1]), ScalarType::I64);
+            rolled.into_iter().for_each(drop);
+            drop(index);
+            return self.held(k, v);
+        }
+        if had == 0 {
+            return (k.clone(), v.clone());
+        }
+        let kept = if had >= len { len - 1 } else { had };
+        let (old_k, old_v) = self.held(k, v);
+        let all = |old: &Tensor, new: &Tensor| {
+            let old = ops::slice(cx, old, 2, len - kept, kept);
+            ops::cat(cx, &[&old, new], -2)
+        };
+        (all(&old_k, k), all(&old_v, v))
+    }
+}
+
+fn five(m: &Run) -> bool {
+    m.options.stack.transformers_5()
 }
 
 impl Run {

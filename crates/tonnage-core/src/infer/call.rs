@@ -4,9 +4,9 @@
 use crate::spec::{CacheChoice, Generation, Mask, Spec};
 use crate::train::IDS;
 use std::rc::Rc;
-use tonnage_model::Run;
-use tonnage_model::arch::{Arch, Batch};
+use tonnage_model::arch::{Arch, Batch, Masks};
 use tonnage_model::common::mask;
+use tonnage_model::{Attention, Run};
 use tonnage_sim::timeline::Phase;
 use tonnage_sim::{Cx, OpId, ScalarType, Shape, Tensor, kernels, ops};
 
@@ -36,6 +36,8 @@ pub struct Inputs {
     ids: Option<Tensor>,
     positions: Option<Tensor>,
     mask: Option<Tensor>,
+    /// Of the sliding layers, where it is another one.
+    sliding: Option<Tensor>,
 }
 
 impl Drop for Inputs {
@@ -44,6 +46,7 @@ impl Drop for Inputs {
         drop(self.ids.take());
         drop(self.positions.take());
         drop(self.mask.take());
+        drop(self.sliding.take());
     }
 }
 
@@ -124,9 +127,9 @@ impl Calls<'_> {
                 }
             }),
         };
-        let mask = match self.how.cache {
-            CacheChoice::Static if cached => self.fixed_mask(&kw.mask, s),
-            _ => Some(kw.mask.clone()),
+        let (mask, sliding) = match self.how.cache {
+            CacheChoice::Static if cached => self.fixed_masks(&kw.mask, s),
+            _ => (Some(kw.mask.clone()), None),
         };
         drop(picked);
         drop(made);
@@ -135,36 +138,67 @@ impl Calls<'_> {
             ids: Some(ids),
             positions,
             mask,
+            sliding,
         }
     }
 
-    /// A compilable cache gets its [rows, 1, S, longest] mask ahead of the call (`create_masks_for_generate`); none for a prompt
-    /// that SDPA's `is_causal` covers (case `llama-tiny-generate-bf16-static`).
-    fn fixed_mask(&self, mask: &Tensor, s: u64) -> Option<Tensor> {
+    /// A compilable cache gets its [rows, 1, S, held] masks ahead of the call (`create_masks_for_generate`): of full layers and of
+    /// sliding ones, or the only one that the model needs. (The order of the two is that of a Python set of strings: any.)
+    fn fixed_masks(&self, mask: &Tensor, s: u64) -> (Option<Tensor>, Option<Tensor>) {
+        let Masks { full, window } = self.arch.masks();
+        let first = full.then(|| self.fixed_mask(mask, s, None));
+        let near = window.map(|w| self.fixed_mask(mask, s, Some(w)));
+        match (first, near) {
+            (Some(first), near) => (first, near.flatten()),
+            (None, near) => (near.flatten(), None),
+        }
+    }
+
+    /// One of them; none for a prompt that SDPA's `is_causal` covers (cases `llama-tiny-generate-bf16-static`,
+    /// `mistral-tiny-generate-bf16-static-window`).
+    fn fixed_mask(&self, mask: &Tensor, s: u64, window: Option<u64>) -> Option<Tensor> {
         let cx = self.cx;
-        let kv = self.longest();
+        let past = self.run.past();
+        // `get_mask_sizes` of the static layers
+        let (kv, offset) = match window.map(|w| w.min(self.longest())) {
+            None => (self.longest(), 0),
+            Some(held) => {
+                let kv = if past >= held {
+                    held + s - 1
+                } else {
+                    held.max(past + s)
+                };
+                (kv, (past + 1).saturating_sub(held))
+            }
+        };
         let bools = ops::plain(cx, OpId::TO_COPY, mask, ScalarType::Bool);
-        let padded = (mask.size(1) < kv).then(|| self.bools(OpId::PAD, &[self.rows, kv]));
-        let eager = self.spec.attention == tonnage_model::Attention::Eager;
+        let reach = kv + offset;
+        let padded = (mask.size(1) < reach).then(|| self.bools(OpId::PAD, &[self.rows, reach]));
+        let eager = self.run.options.attention == Attention::Eager;
         if !eager && s > 1 && self.five {
             let all = padded.as_ref().unwrap_or(&bools);
-            if s != kv {
-                mask::fast_all(self.run, &ops::slice(cx, all, 1, 0, s));
-                let rest = self.bools(OpId::BITWISE, &[self.rows, kv - s]);
-                mask::fast_all(self.run, &rest);
-            } else {
-                mask::fast_all(self.run, all);
+            if all.size(1) > kv {
+                mask::recent(self.run, self.rows, kv);
             }
-            if self.spec.mask != Mask::Padding {
-                drop(padded);
-                drop(bools);
-                return None;
+            if window.is_none_or(|w| kv < w) {
+                if s != kv {
+                    mask::fast_all(self.run, &ops::slice(cx, all, 1, 0, s));
+                    let rest = self.bools(OpId::BITWISE, &[self.rows, kv - s]);
+                    mask::fast_all(self.run, &rest);
+                } else {
+                    mask::fast_all(self.run, all);
+                }
+                if self.spec.mask != Mask::Padding {
+                    drop(padded);
+                    drop(bools);
+                    return None;
+                }
             }
         }
         let span = mask::Span {
             q: s,
             kv,
-            sliding: false,
+            sliding: window.is_some(),
         };
         let mut out = mask::padding_mask_over(self.run, self.rows, span, padded);
         if eager {
@@ -181,6 +215,7 @@ impl Calls<'_> {
         let batch = Batch {
             input_ids: inputs.ids.clone(),
             attention_mask: inputs.mask.clone(),
+            sliding_mask: inputs.sliding.clone(),
             position_ids: inputs.positions.clone(),
             padded: self.spec.mask == Mask::Padding,
             keep: Some(1),

@@ -18,6 +18,20 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
         return Ok(0);
     };
     let unsupported = |what: String| Err(CoreError::Unsupported(what));
+    match how.cache {
+        CacheChoice::Dynamic | CacheChoice::Static => {}
+        CacheChoice::Offloaded => {
+            return unsupported(
+                "an offloaded cache: its layers come back on a second stream, and the allocator's model has one".into(),
+            );
+        }
+        CacheChoice::Quantized => {
+            return unsupported(
+                "a quantised cache: quanto compiles kernels of its own at the first use and HQQ searches until the values are good enough, so no run without a GPU shows their memory"
+                    .into(),
+            );
+        }
+    }
     let block = arch.by_hand();
     if !arch.generates() && block.is_none() {
         return unsupported(format!("generation with model_type `{}`", spec.model_type));
@@ -58,15 +72,13 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
         cx.with_grad(false, || by_hand::run(&c, block));
         return Ok(0);
     }
-    if cx.with_grad(false, || c.generate()) {
-        return unsupported("a static cache with sliding windows".into());
-    }
+    cx.with_grad(false, || c.generate());
     Ok(0)
 }
 
 impl Calls<'_> {
-    /// Everything from the prompt to the sequences; true where something was met that is not modelled.
-    fn generate(&self) -> bool {
+    /// Everything from the prompt to the sequences.
+    fn generate(&self) {
         let (cx, b, s) = (self.cx, self.spec.batch, self.prompt);
         cx.mark(0, 0, Phase::Input);
         let prompt = self.i64s(OpId::INPUT, &[b, s]);
@@ -76,7 +88,9 @@ impl Calls<'_> {
         self.right_padding(b);
         let cache = self.spec.use_cache.then(|| {
             Rc::new(Cache::new(match self.how.cache {
-                CacheChoice::Dynamic => CacheKind::Dynamic,
+                CacheChoice::Dynamic | CacheChoice::Offloaded | CacheChoice::Quantized => {
+                    CacheKind::Dynamic
+                }
                 CacheChoice::Static => CacheKind::Static {
                     len: self.longest(),
                 },
@@ -107,7 +121,6 @@ impl Calls<'_> {
         } else {
             sample::loop_(self, kw, ids.clone())
         };
-        let unmodelled = cache.as_ref().is_some_and(|c| c.unmodelled());
         // the frame of `generate`
         drop(bos);
         drop(pad);
@@ -130,7 +143,6 @@ impl Calls<'_> {
         }
         drop(sequences);
         drop(prompt);
-        unmodelled
     }
 
     /// `_prepare_special_tokens`: begin, end (which the stopping criteria hold as well), padding.

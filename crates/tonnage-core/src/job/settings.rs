@@ -146,6 +146,8 @@ pub static SETTINGS: &[Setting] = &[
             ("causal-lm", ""),
             ("masked-lm", "mlm"),
             ("classification", "sequence-classification"),
+            ("base", ""),
+            ("embedding", ""),
         ]),
         Some("default"),
         &[],
@@ -194,7 +196,13 @@ pub static SETTINGS: &[Setting] = &[
     s(
         "generate.cache",
         "kv-cache",
-        Kind::Choice(&[("dynamic", ""), ("static", ""), ("none", "false")]),
+        Kind::Choice(&[
+            ("dynamic", ""),
+            ("static", ""),
+            ("none", "false"),
+            ("offloaded", "offloaded_static"),
+            ("quantized", "quantised"),
+        ]),
         Some("dynamic"),
         &["cache_implementation", "use_cache"],
         "keys and values grow by concatenation, lie in one allocation for all tokens, or are computed again for each token",

@@ -110,6 +110,8 @@ impl Job {
             "causal-lm" => Head::CausalLm,
             "masked-lm" => Head::MaskedLm,
             "classification" => Head::SequenceClassification,
+            "base" => Head::Base,
+            "embedding" => Head::Embedding,
             _ => Head::Default,
         }
     }
@@ -295,6 +297,8 @@ impl Job {
             beams: self.count("generate.beams").unwrap_or(1),
             cache: match self.word("generate.cache").as_str() {
                 "static" => CacheChoice::Static,
+                "offloaded" => CacheChoice::Offloaded,
+                "quantized" => CacheChoice::Quantized,
                 _ => CacheChoice::Dynamic,
             },
             sample: self.flag("generate.sample"),

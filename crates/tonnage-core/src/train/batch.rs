@@ -56,6 +56,11 @@ pub fn make(spec: &Spec, cx: &Cx, layout: Option<&BatchLayout>) -> Batch {
         padded: spec.mask == Mask::Padding,
         ..Batch::default()
     };
+    if spec.called_bare() {
+        batch.input_ids = Some(input(cx, &[b, s], IDS));
+        batch.attention_mask = Some(input(cx, &[b, s], IDS));
+        return batch;
+    }
     match spec.model_type.as_str() {
         "pose" => {
             let d = spec.config.get("d").and_then(|v| v.as_u64()).unwrap_or(108);

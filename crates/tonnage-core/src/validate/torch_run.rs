@@ -62,6 +62,8 @@ fn generation(c: &Value) -> Result<Generation, CoreError> {
         cache: match text(c, "cache") {
             None | Some("dynamic") => CacheChoice::Dynamic,
             Some("static") => CacheChoice::Static,
+            Some("offloaded" | "offloaded_static") => CacheChoice::Offloaded,
+            Some("quantized") => CacheChoice::Quantized,
             Some(o) => return Err(invalid("config.cache", format!("unknown cache `{o}`"))),
         },
         sample: c.get("sample").and_then(|v| v.as_bool()).unwrap_or(false),
@@ -209,10 +211,12 @@ pub fn spec(record: &Value) -> Result<Spec, CoreError> {
             .get("args")
             .cloned()
             .unwrap_or(Value::Object(Default::default())),
-        head: if text(model, "head") == Some("mlm") {
-            Head::MaskedLm
-        } else {
-            Head::Default
+        head: match text(model, "head") {
+            Some("mlm") => Head::MaskedLm,
+            Some("classification") => Head::SequenceClassification,
+            Some("base") => Head::Base,
+            Some("embedding") => Head::Embedding,
+            _ => Head::Default,
         },
         precision: precision(p)
             .ok_or_else(|| invalid("config.precision", format!("unknown precision `{p}`")))?,

@@ -427,6 +427,9 @@ struct Classifier {
     classifier: Linear,
 }
 
+/// `AutoModel`: the hidden states and the pooler's output.
+pub(super) struct Bare(pub(super) Base);
+
 struct MaskedLm {
     bert: Base,
     predictions: ModuleId,
@@ -471,6 +474,12 @@ pub fn build(config: &serde_json::Value, head: Head, stack: &Stack) -> Result<Bu
         });
     }
     let bert = Base::new(&mut b, "bert", &c, Positions::Buffer, true, stack)?;
+    if matches!(head, Head::Base | Head::Embedding) {
+        return Ok(Built {
+            net: b.finish(),
+            arch: Rc::new(Bare(bert)),
+        });
+    }
     let dropout = Dropout::new(&mut b, "dropout", c.classifier_dropout());
     let classifier = Linear::new(&mut b, "classifier", d, c.labels(), true);
     Ok(Built {
@@ -525,6 +534,16 @@ impl Arch for Classifier {
             loss,
             logits: Some(logits),
             rest: vec![],
+        }
+    }
+}
+
+impl Arch for Bare {
+    fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
+        let (h, pooled) = self.0.forward(m, batch);
+        Output {
+            rest: [Some(h), pooled].into_iter().flatten().collect(),
+            ..Output::default()
         }
     }
 }

@@ -2,7 +2,7 @@
 //! after each block (transformers 5.17 and 4.57.6, src/transformers/models/gemma3/modeling_gemma3.py). Cases: `gemma3-tiny-*` of
 //! torch-trace-own.jsonl.
 
-use super::{Arch, Batch, Built, Head, Output, fields};
+use super::{Arch, Batch, Built, Head, Masks, Output, fields};
 use crate::common::gemma::{self, Dims, Layer};
 use crate::common::{self, activation::Activation};
 use crate::error::ModelError;
@@ -184,6 +184,13 @@ impl Gemma3 {
 impl Arch for Gemma3 {
     fn generates(&self) -> bool {
         true
+    }
+
+    fn masks(&self) -> Masks {
+        Masks {
+            full: self.layers.iter().any(|l| !l.sliding()),
+            window: (self.layers.iter().any(|l| l.sliding())).then_some(self.c.sliding_window),
+        }
     }
 
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {

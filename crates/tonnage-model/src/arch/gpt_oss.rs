@@ -4,7 +4,7 @@
 //! modelled in training. Cases: `gpt-oss-tiny-*` of torch-trace-own.jsonl. What depends on the router is said in
 //! [`crate::common::experts`].
 
-use super::{Arch, Batch, Built, Head, Output, fields};
+use super::{Arch, Batch, Built, Head, Masks, Output, fields};
 use crate::common::{self, experts, mask};
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear};
@@ -448,6 +448,17 @@ impl Layer {
 }
 
 impl Arch for GptOss {
+    fn generates(&self) -> bool {
+        true
+    }
+
+    fn masks(&self) -> Masks {
+        Masks {
+            full: self.layers.iter().any(|l| !l.sliding),
+            window: (self.layers.iter().any(|l| l.sliding)).then_some(self.c.sliding_window),
+        }
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
         let ids = batch
             .input_ids

@@ -1,7 +1,7 @@
 //! Llama and its close relatives: qwen2 (biased q, k, v), qwen3 (normed q and k), mistral
 //! (transformers 5.17, src/transformers/models/{llama,qwen2,qwen3,mistral}/modeling_*.py).
 
-use super::{Arch, Batch, Built, Head, Output, fields};
+use super::{Arch, Batch, Built, Head, Masks, Output, fields};
 use crate::common;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
@@ -11,7 +11,7 @@ use crate::stack::Stack;
 use serde::Deserialize;
 use std::rc::Rc;
 use tonnage_sim::ops;
-use tonnage_sim::{ScalarType, Shape, Tensor};
+use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
 
 /// The fields that matter to memory.
 #[derive(Deserialize, Clone, Debug)]
@@ -28,6 +28,9 @@ pub struct Config {
     pub mlp_bias: bool,
     pub attention_dropout: f64,
     pub tie_word_embeddings: bool,
+    pub num_labels: Option<u64>,
+    pub id2label: Option<serde_json::Map<String, serde_json::Value>>,
+    pub pad_token_id: Option<u64>,
     /// mistral: of all layers; qwen: of those from `max_window_layers` on, where `use_sliding_window`.
     pub sliding_window: Option<u64>,
     pub use_sliding_window: bool,
@@ -58,6 +61,9 @@ impl Default for Config {
             mlp_bias: false,
             attention_dropout: 0.0,
             tie_word_embeddings: false,
+            num_labels: None,
+            id2label: None,
+            pad_token_id: None,
             sliding_window: None,
             use_sliding_window: false,
             max_window_layers: 28,
@@ -106,13 +112,24 @@ struct Layer {
     repeats_heads: bool,
 }
 
+enum Top {
+    Lm(Linear),
+    /// Sequence classification; `pads`: a padding token is known.
+    Score {
+        score: Linear,
+        pads: bool,
+    },
+    /// The model alone.
+    Bare,
+}
+
 struct Llama {
     model: ModuleId,
     rotary: ModuleId,
     embed: Embedding,
     layers: Vec<Rc<Layer>>,
     norm: RmsNorm,
-    head: Linear,
+    head: Top,
     head_dim: u64,
     /// The model keeps a mask for each kind of layer.
     mapped: bool,
@@ -122,7 +139,7 @@ struct Llama {
 pub fn build(
     model_type: &str,
     config: &serde_json::Value,
-    _head: Head,
+    head: Head,
     stack: &Stack,
 ) -> Result<Built, ModelError> {
     let mut c: Config = fields(&defaults(model_type, config))?;
@@ -166,17 +183,31 @@ pub fn build(
         });
         (b.id(), rotary, embed, layers, norm)
     });
-    let head = if c.tie_word_embeddings {
-        Linear::tied(
+    let head = if head == Head::SequenceClassification {
+        let labels = c.num_labels.or(c.id2label.as_ref().map(|m| m.len() as u64));
+        Top::Score {
+            score: Linear::new(&mut b, "score", c.hidden_size, labels.unwrap_or(2), false),
+            pads: c.pad_token_id.is_some(),
+        }
+    } else if matches!(head, Head::Base | Head::Embedding) {
+        Top::Bare
+    } else if c.tie_word_embeddings {
+        Top::Lm(Linear::tied(
             &mut b,
             "lm_head",
             c.hidden_size,
             c.vocab_size,
             embed.1,
             false,
-        )
+        ))
     } else {
-        Linear::new(&mut b, "lm_head", c.hidden_size, c.vocab_size, false)
+        Top::Lm(Linear::new(
+            &mut b,
+            "lm_head",
+            c.hidden_size,
+            c.vocab_size,
+            false,
+        ))
     };
     Ok(Built {
         net: b.finish(),
@@ -362,7 +393,18 @@ impl Layer {
 
 impl Arch for Llama {
     fn generates(&self) -> bool {
+        matches!(self.head, Top::Lm(_))
+    }
+
+    fn caches(&self) -> bool {
         true
+    }
+
+    fn masks(&self) -> Masks {
+        Masks {
+            full: self.layers.iter().any(|l| l.window.is_none()),
+            window: self.layers.iter().find_map(|l| l.window),
+        }
     }
 
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
@@ -425,9 +467,18 @@ impl Arch for Llama {
             drop(cos);
             x
         });
+        let head = match &self.head {
+            Top::Lm(head) => head,
+            Top::Score { score, pads } => return classified(m, score, *pads, ids, h),
+            Top::Bare => {
+                return Output {
+                    rest: vec![h],
+                    ..Output::default()
+                };
+            }
+        };
         let kept = batch.last(cx, &h);
-        let (logits, loss) =
-            common::loss::head_and_loss(m, &self.head, &kept, batch.labels.as_ref());
+        let (logits, loss) = common::loss::head_and_loss(m, head, &kept, batch.labels.as_ref());
         drop(kept);
         drop(h);
         Output {
@@ -435,5 +486,35 @@ impl Arch for Llama {
             logits,
             rest: vec![],
         }
+    }
+}
+
+/// `GenericForSequenceClassification.forward` without labels: scores of every position, then of each sequence's last one that is
+/// no padding (transformers 5.17, src/transformers/modeling_layers.py; case `qwen3-tiny-forward-bf16-classification`).
+fn classified(m: &Run, score: &Linear, pads: bool, ids: &Tensor, h: Tensor) -> Output {
+    let cx = &m.cx;
+    let (b, s) = (ids.size(0), ids.size(1));
+    let logits = score.forward(m, &h);
+    let mut locals = Vec::new();
+    if pads {
+        let kept = cx.empty(OpId::NE, ids.shape, ScalarType::Bool);
+        let mask = cx.empty(OpId::TO_COPY, ids.shape, ScalarType::I32);
+        drop(kept);
+        let places = cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I32);
+        let product = cx.empty(OpId::MUL, ids.shape, ScalarType::I32);
+        let last = ops::argmax(cx, &product, -1);
+        drop(product);
+        locals = vec![last, mask, places];
+    }
+    let rows = cx.empty(OpId::ARANGE, Shape::new(&[b]), ScalarType::I64);
+    let picked = Shape::new(&[b, logits.size(-1)]);
+    let pooled = cx.empty(OpId::INDEX, picked, logits.dtype);
+    drop(rows);
+    drop(h);
+    drop(logits);
+    locals.into_iter().for_each(drop);
+    Output {
+        logits: Some(pooled),
+        ..Output::default()
     }
 }

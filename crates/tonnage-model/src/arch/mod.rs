@@ -47,6 +47,9 @@ pub struct Batch {
     pub labels: Option<Tensor>,
     /// [B, S] int64
     pub attention_mask: Option<Tensor>,
+    /// [B, 1, S, K] of the sliding layers where the caller prepares a mask for each kind of layer (`attention_mask` is then of the
+    /// full ones).
+    pub sliding_mask: Option<Tensor>,
     /// What the mask says: some positions are padding, so a mask tensor is built from it.
     pub padded: bool,
     /// [B, S] int64 where the caller passes them (generation), else the model makes its own.
@@ -88,11 +91,31 @@ pub struct BatchLayout {
     pub widest: (u64, u64),
 }
 
+/// Which kinds of attention mask a model's layers need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masks {
+    /// Of full attention.
+    pub full: bool,
+    /// Of layers that look back this many tokens.
+    pub window: Option<u64>,
+}
+
 /// A forward pass.
 pub trait Arch {
     /// Does every attention layer hand its keys and values to the call's cache, and does the head take [`Batch::keep`]?
     fn generates(&self) -> bool {
         false
+    }
+    /// Does every attention layer hand its keys and values to the call's cache, whatever the head?
+    fn caches(&self) -> bool {
+        self.generates()
+    }
+    /// The masks that its layers need: full, and with this window.
+    fn masks(&self) -> Masks {
+        Masks {
+            full: true,
+            window: None,
+        }
     }
     /// The model's own loop generates, without a cache: the most tokens of one call.
     fn by_hand(&self) -> Option<u64> {
@@ -124,6 +147,10 @@ pub enum Head {
     CausalLm,
     MaskedLm,
     SequenceClassification,
+    /// The model alone (`AutoModel`): its hidden states, and the pooler's output where it has one.
+    Base,
+    /// [`Head::Base`] and the mean of its hidden states over the mask, normalised: an embedding model's usual head.
+    Embedding,
 }
 
 impl Head {
@@ -134,6 +161,8 @@ impl Head {
             Head::CausalLm => "causal-lm",
             Head::MaskedLm => "masked-lm",
             Head::SequenceClassification => "classification",
+            Head::Base => "base",
+            Head::Embedding => "embedding",
         }
     }
 }
@@ -182,7 +211,19 @@ pub fn build(
 /// Refuses a head that the family has no forward for; never another one in its place.
 fn head_exists(model_type: &str, head: Head) -> Result<(), ModelError> {
     let heads: &[Head] = match model_type {
-        "bert" | "roberta" | "distilbert" => &[Head::MaskedLm, Head::SequenceClassification],
+        "bert" | "roberta" => &[
+            Head::MaskedLm,
+            Head::SequenceClassification,
+            Head::Base,
+            Head::Embedding,
+        ],
+        "distilbert" => &[Head::MaskedLm, Head::SequenceClassification],
+        "llama" | "mistral" | "qwen2" | "qwen3" => &[
+            Head::CausalLm,
+            Head::SequenceClassification,
+            Head::Base,
+            Head::Embedding,
+        ],
         "vit" | "resnet" | "timm" | "spoter" | "pose" => &[Head::SequenceClassification],
         "t5" | "whisper" => &[],
         _ => &[Head::CausalLm],
@@ -219,7 +260,7 @@ mod tests {
         let stack = Stack::default();
         let config = serde_json::json!({});
         for (t, head) in [
-            ("llama", Head::SequenceClassification),
+            ("gpt2", Head::SequenceClassification),
             ("phi3", Head::MaskedLm),
             ("bert", Head::CausalLm),
             ("t5", Head::CausalLm),

@@ -309,8 +309,8 @@ impl Arch for Opt {
         let five = m.options.stack.transformers_5();
         let h = m.within(self.decoder, || {
             let mut emb = self.embed.forward(m, ids);
-            let cache_position =
-                (!five).then(|| cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64));
+            let cache_position = (!five && batch.position_ids.is_none())
+                .then(|| cx.empty(OpId::ARANGE, Shape::new(&[s]), ScalarType::I64));
             let mut batch = batch.clone();
             let given = batch
                 .attention_mask

@@ -1,6 +1,6 @@
 //! Phi-3, Phi-3.5 and Phi-4 (transformers 5.17, src/transformers/models/phi3/modeling_phi3.py).
 
-use super::{Arch, Batch, Built, Head, Output, fields};
+use super::{Arch, Batch, Built, Head, Masks, Output, fields};
 use crate::common;
 use crate::common::activation::Activation;
 use crate::error::ModelError;
@@ -305,6 +305,13 @@ impl Layer {
 impl Arch for Phi3 {
     fn generates(&self) -> bool {
         true
+    }
+
+    fn masks(&self) -> Masks {
+        Masks {
+            full: self.window.is_none(),
+            window: self.window,
+        }
     }
 
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {

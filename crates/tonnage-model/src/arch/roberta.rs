@@ -1,7 +1,7 @@
 //! RoBERTa (transformers 5.17 and 4.57.6, src/transformers/models/roberta/modeling_roberta.py): BERT's layers, positions counted from
 //! the tokens, and its own heads.
 
-use super::bert::{Base, Config, Positions, decoder};
+use super::bert::{Bare, Base, Config, Positions, decoder};
 use super::{Arch, Batch, Built, Head, Output};
 use crate::common;
 use crate::error::ModelError;
@@ -37,7 +37,14 @@ pub fn build(config: &serde_json::Value, head: Head, stack: &Stack) -> Result<Bu
     let c = Config::read(&with_defaults)?;
     let d = c.hidden_size;
     let mut b = NetBuilder::new();
-    let roberta = Base::new(&mut b, "roberta", &c, Positions::Counted, false, stack)?;
+    let bare = matches!(head, Head::Base | Head::Embedding);
+    let roberta = Base::new(&mut b, "roberta", &c, Positions::Counted, bare, stack)?;
+    if bare {
+        return Ok(Built {
+            net: b.finish(),
+            arch: Rc::new(Bare(roberta)),
+        });
+    }
     if head == Head::MaskedLm {
         let shared = c.tie_word_embeddings.then(|| roberta.word_embeddings());
         let (head, dense, norm, decoder) = b.scope("lm_head", |b| {

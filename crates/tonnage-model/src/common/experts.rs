@@ -24,9 +24,6 @@ pub fn grouped(
     down: &Tensor,
     act: impl Fn(&Tensor) -> Tensor,
 ) -> Tensor {
-    if m.decoding.get() {
-        return batched(m, x, ids, weights, gate_up, down, act);
-    }
     let packed = Packed {
         gate_up,
         down,
@@ -48,6 +45,9 @@ pub fn grouped_with(
     packed: &Packed,
     gate: impl Fn(&Tensor) -> Tensor,
 ) -> Tensor {
+    if m.decoding.get() {
+        return batched(m, x, ids, weights, packed, gate);
+    }
     let cx = &m.cx;
     let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
     let n = tokens * k;
@@ -120,15 +120,14 @@ pub fn grouped_with(
 }
 
 /// `batched_mm_experts_forward`, which `generate` runs after the prompt: each token's copy of the weights of its experts
-/// (case `mixtral-mini-generate-bf16-b4-s512-new32`).
+/// (cases `mixtral-mini-generate-bf16-b4-s512-new32`, `gpt-oss-tiny-generate-bf16`).
 fn batched(
     m: &Run,
     x: &Tensor,
     ids: &Tensor,
     weights: &Tensor,
-    gate_up: &Tensor,
-    down: &Tensor,
-    act: impl Fn(&Tensor) -> Tensor,
+    packed: &Packed,
+    gate: impl Fn(&Tensor) -> Tensor,
 ) -> Tensor {
     let cx = &m.cx;
     let (tokens, k, width) = (x.size(0), ids.size(1), x.size(1));
@@ -137,15 +136,27 @@ fn batched(
     let sample_weights = ops::reshape(cx, weights, Shape::new(&[n]));
     let mut experts = ops::reshape(cx, ids, Shape::new(&[n]));
     experts = ops::plain(cx, OpId::CLAMP, &experts, ScalarType::I64);
-    let product = |x: &Tensor, w: &Tensor| {
-        let y = ops::bmm(cx, w, &ops::unsqueeze(cx, x, -1));
-        ops::squeeze(cx, &y, -1)
+    let product = |x: &Tensor, w: &Tensor, bias: Option<&Tensor>| {
+        let y = if packed.transposed {
+            let y = ops::bmm(cx, &ops::unsqueeze(cx, x, 1), w);
+            ops::squeeze(cx, &y, 1)
+        } else {
+            let y = ops::bmm(cx, w, &ops::unsqueeze(cx, x, -1));
+            ops::squeeze(cx, &y, -1)
+        };
+        match bias {
+            Some(b) => ops::add_(cx, y, b),
+            None => y,
+        }
     };
-    let mut chosen = ops::index(cx, gate_up, 0, &[&experts]);
-    let mut out = product(&selected, &chosen);
-    out = gated(m, &out, act);
-    chosen = ops::index(cx, down, 0, &[&experts]);
-    out = product(&out, &chosen);
+    let bias = |i: usize| packed.biases.map(|b| ops::index(cx, b[i], 0, &[&experts]));
+    let mut chosen = ops::index(cx, packed.gate_up, 0, &[&experts]);
+    let mut biases = bias(0);
+    let mut out = product(&selected, &chosen, biases.as_ref());
+    out = gate(&out);
+    chosen = ops::index(cx, packed.down, 0, &[&experts]);
+    biases = bias(1);
+    out = product(&out, &chosen, biases.as_ref());
     let weighted = ops::mul(cx, &out, &ops::unsqueeze(cx, &sample_weights, -1));
     let wide = ops::view(cx, &weighted, Shape::new(&[tokens, k, width]));
     let sum = ops::sum(cx, &wide, &[1], false);
@@ -155,6 +166,7 @@ fn batched(
     drop(sample_weights);
     drop(experts);
     drop(chosen);
+    drop(biases);
     drop(out);
     drop(weighted);
     drop(sum);

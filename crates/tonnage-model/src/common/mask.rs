@@ -212,7 +212,7 @@ pub fn fast_all(m: &Run, bools: &Tensor) {
 
 /// The part of the [B, past + S] mask that a sliding layer still holds, for a look at it (`_ignore_causal_mask_sdpa`;
 /// case `mistral-tiny-generate-bf16-window`).
-fn recent(m: &Run, b: u64, kv: u64) {
+pub fn recent(m: &Run, b: u64, kv: u64) {
     let cx = &m.cx;
     let i64s = |op| cx.empty(op, Shape::new(&[kv]), ScalarType::I64);
     let mut places = i64s(OpId::ARANGE);
@@ -333,6 +333,9 @@ pub fn requested(
     request: Request,
 ) -> Option<Tensor> {
     let Request { window, eager, .. } = request;
+    if window.is_some() && batch.sliding_mask.is_some() {
+        return batch.sliding_mask.clone();
+    }
     let span = Span::new(m, s, window);
     let must = eager || window.is_some_and(|w| span.kv >= w);
     match &batch.attention_mask {

@@ -51,7 +51,9 @@ pub fn config(s: &Spec, gpu: &str) -> Result<Value, String> {
         Head::Default | Head::CausalLm => {}
         Head::SequenceClassification
             if ["bert", "roberta", "distilbert"].contains(&s.model_type.as_str()) => {}
-        _ => return Err("this task head (`model.head`)".into()),
+        Head::SequenceClassification | Head::Base | Head::Embedding => {
+            return Err("this task head (`model.head`)".into());
+        }
     }
     set(
         "kind",
