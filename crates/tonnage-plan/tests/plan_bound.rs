@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tonnage_catalog::gpu;
 use tonnage_core::{Job, simulate};
-use tonnage_plan::plan::bound::bounds;
+use tonnage_plan::plan::bound::{bounds, known};
 use tonnage_plan::time::step_work;
 use tonnage_sim::timeline::EventKind;
 
@@ -104,4 +104,34 @@ proptest! {
             prop_assert_eq!(w.tokens_per_step(), b.work.tokens_per_step());
         }
     }
+}
+
+/// Another optimizer's bounds from a shared run are those of its own runs, and its work too.
+#[test]
+fn an_optimizer_beside_another_has_its_own_bounds() {
+    let splits = [(1, 8), (2, 4), (4, 2), (8, 1), (5, 2)];
+    let mut shared = 0;
+    for (family, method, checkpoint) in [(0, 0, 0), (0, 2, 1), (1, 0, 2), (2, 1, 0)] {
+        let spec = |optimizer: &str| {
+            let mut s = settings(family, 8, 192, checkpoint, 0, method, 1);
+            s.push(("optimizer", optimizer.into()));
+            job(&s).spec(&gpu("rtx-4090").unwrap()).unwrap()
+        };
+        let lead = known(&spec("adamw_foreach"), &splits).unwrap();
+        for o in ["adamw_fused", "adamw8bit", "paged_adamw32bit", "adafactor"] {
+            let Some(found) = lead.beside(&spec(o), &splits) else {
+                continue;
+            };
+            shared += 1;
+            let own = bounds(&spec(o), &splits).unwrap();
+            for (f, x) in found.iter().zip(&own) {
+                assert_eq!(f.requested, x.requested, "{o} of {family}");
+                assert_eq!(f.work.pass, x.work.pass, "{o} of {family}");
+                let (a, b) = (f.work.optimizer_bytes, x.work.optimizer_bytes);
+                assert!((a / b - 1.0).abs() < 1e-9, "{o} of {family}: {a} for {b}");
+            }
+        }
+    }
+    // most share
+    assert!(shared >= 12, "{shared} of 16");
 }

@@ -191,6 +191,9 @@ pub struct FitArgs {
     /// The step of --largest (default: 1; of lengths 64, of ranks 8)
     #[arg(long, value_name = "N")]
     pub step: Option<u64>,
+    /// With --largest and --gpus: speed and dollars a million tokens at the largest that fits
+    #[arg(long, requires = "largest", requires = "gpus")]
+    pub cost: bool,
     /// Ways to train: qlora, lora, full, full-mixed (default: all)
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub methods: Vec<String>,

@@ -390,6 +390,58 @@ fn k36_json_of_catalogs_comparisons_and_fits_is_valid_by_the_schemas() {
             ]
             .concat(),
         ),
+        // something fits only when more is allowed
+        (
+            "plan",
+            [&["plan", "--gpu", "gtx-1050-ti"][..], &job(&[])].concat(),
+        ),
+        (
+            "plan",
+            vec![
+                "plan",
+                "--gpu",
+                "gtx-1050-ti",
+                "--model",
+                "gpt2",
+                "--seq-len",
+                "256",
+                "--precision",
+                "fp32",
+                "--batch-size",
+                "2",
+            ],
+        ),
+        (
+            "plan",
+            vec![
+                "plan",
+                "--gpu",
+                "gtx-1050-ti",
+                "--model",
+                "gpt2-medium",
+                "--seq-len",
+                "64",
+                "--precision",
+                "fp32",
+                "--attention",
+                "sdpa",
+            ],
+        ),
+        (
+            "fit-training",
+            [
+                &[
+                    "fit",
+                    "--largest",
+                    "batch",
+                    "--gpus",
+                    "gtx-1050-ti,t4",
+                    "--cost",
+                ][..],
+                &job(&[]),
+            ]
+            .concat(),
+        ),
     ];
     for (name, args) in cases {
         let v = json(&args);

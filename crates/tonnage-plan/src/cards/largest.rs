@@ -1,6 +1,7 @@
 //! The largest micro-batch, length, rank, context or concurrency on a card: the largest value such that it and every smaller one fit.
 
 use super::{SCHEMA, Tried, margin, taken};
+use crate::time::{Card, Fitted, Span, step_work, time_of};
 use serde::Serialize;
 use tonnage_core::doc::Value;
 use tonnage_core::job::{Kind, Origin, find};
@@ -48,6 +49,19 @@ pub struct Largest {
     pub simulated: usize,
     /// Every so manieth value below the limit was looked at; 1: all.
     pub stride: u64,
+    /// Speed and money at the largest that fits, where asked for ([`rate`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+}
+
+/// Speed and money of a job on a card.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rate {
+    pub tokens_per_s: Span,
+    /// US dollars; none: no dated price of the card is known.
+    pub usd_per_million_tokens: Option<Span>,
+    /// What is rented: instance, region, date of the price.
+    pub price: Option<String>,
 }
 
 /// The answer for several cards.
@@ -250,5 +264,32 @@ pub fn largest(
         fails,
         simulated: s.seen.len(),
         stride,
+        rate: None,
     })
+}
+
+/// The speed at the largest value that fits, and what a million tokens cost with the first dated offer of the card; `None`: nothing
+/// fits, or the card's rates are not known.
+///
+/// # Errors
+/// What `estimate` says to the job.
+pub fn rate(job: &Job, device: &Device, l: &Largest) -> Result<Option<Rate>, Vec<Diagnostic>> {
+    let (Some(p), Some(card)) = (&l.fits, Card::of(&device.gpu)) else {
+        return Ok(None);
+    };
+    let bad = |code, e: String| vec![Diagnostic::error(code, e)];
+    let mut j = job.clone();
+    j.set(l.setting, Value::Int(p.value.into()), Origin::Flag)
+        .map_err(|e| bad("bad-value", e))?;
+    let spec = j.spec(&device.gpu)?;
+    let work = step_work(&spec).map_err(|e| bad("unsupported", e.to_string()))?;
+    let tokens_per_s = time_of(&work, &spec, &card, Fitted::builtin()).tokens_per_s;
+    let offer = crate::cost::offers(&device.gpu.id).into_iter().next();
+    Ok(Some(Rate {
+        tokens_per_s,
+        usd_per_million_tokens: offer
+            .as_ref()
+            .map(|o| crate::cost::cost(tokens_per_s, o, None).usd_per_million_tokens),
+        price: offer.map(|o| format!("{}, {}, {}", o.what, o.region, o.date)),
+    }))
 }

@@ -3,6 +3,7 @@
 use super::largest::{ByCard, Largest, Point};
 use super::over::Over;
 use super::{Row, largest};
+use crate::report::plan::number;
 use tonnage_core::verdict::Outcome;
 use tonnage_report::csv::field;
 use tonnage_report::{Paint, Style};
@@ -348,14 +349,46 @@ fn card_cells(a: &ByCard, i: usize, s: &Style) -> Option<[String; 6]> {
     ])
 }
 
+/// Cells of the speed and the money at the largest that fits; none: not asked for.
+fn rate_cells(a: &ByCard, i: usize) -> Option<[String; 2]> {
+    let asked = a.rows.iter().any(|r| r.rate.is_some());
+    let rate = a.rows.get(i)?.rate.as_ref();
+    asked.then(|| {
+        let speed = rate.map(|r| number(r.tokens_per_s.expected));
+        let usd =
+            rate.and_then(|r| Some(format!("${}", number(r.usd_per_million_tokens?.expected))));
+        [speed, usd].map(|c| c.unwrap_or_else(|| "-".into()))
+    })
+}
+
+/// Where the prices of a table come from, with the range of its speeds.
+fn rate_notes(a: &ByCard) -> Vec<String> {
+    let mut out = Vec::new();
+    for r in &a.rows {
+        let Some(rate) = &r.rate else { continue };
+        let t = rate.tokens_per_s;
+        let price = rate.price.as_deref().unwrap_or("no dated price is known");
+        out.push(format!(
+            "{}: {} to {} tokens/s; {price}",
+            r.gpu,
+            number(t.low),
+            number(t.high)
+        ));
+    }
+    out
+}
+
 /// The largest value on each of several cards.
 pub fn by_card(a: &ByCard, s: &Style) -> String {
     let setting = a.rows.first().map_or("", |r| r.setting);
     let mut t = format!("{}: the largest {setting} on each card.\n\n", a.job);
     let w = a.rows.iter().map(|r| r.gpu.len()).max().unwrap_or(0).max(4);
     let claims = if a.claims.is_empty() { "" } else { "  claimed" };
+    let rates = rate_cells(a, 0).map_or(String::new(), |_| {
+        format!("{:>10}{:>14}", "tokens/s", "per M tokens")
+    });
     let head = format!(
-        "{:<w$}{:>12}{:>13}{:>13}{:>11}{claims}",
+        "{:<w$}{:>12}{:>13}{:>13}{:>11}{rates}{claims}",
         "card", "fits up to", "needs", "runs up to", "fails at"
     );
     t += &s.paint(Paint::Dim, &head);
@@ -364,37 +397,60 @@ pub fn by_card(a: &ByCard, s: &Style) -> String {
         let Some([card, fits, needs, runs, fails, claim]) = card_cells(a, i, s) else {
             continue;
         };
-        let line = format!("{card:<w$}{fits:>12}{needs:>13}{runs:>13}{fails:>11}  {claim}");
+        let rates = rate_cells(a, i).map_or(String::new(), |[v, d]| format!("{v:>10}{d:>14}"));
+        let line = format!("{card:<w$}{fits:>12}{needs:>13}{runs:>13}{fails:>11}{rates}  {claim}");
         t += line.trim_end();
         t.push('\n');
+    }
+    let notes = rate_notes(a);
+    if !notes.is_empty() {
+        t += "\nspeed and money at the largest that fits; ranges and prices:\n";
+        for n in notes {
+            t += &format!("  - {n}\n");
+        }
     }
     t
 }
 
 /// As Markdown.
 pub fn by_card_markdown(a: &ByCard, s: &Style) -> String {
-    let mut t = String::from(
-        "| card | fits up to | needs | runs up to | fails at | claimed |\n| --- | ---: | ---: | ---: | ---: | --- |\n",
+    let (head, line) = match rate_cells(a, 0) {
+        Some(_) => (" tokens/s | per M tokens |", " ---: | ---: |"),
+        None => ("", ""),
+    };
+    let mut t = format!(
+        "| card | fits up to | needs | runs up to | fails at |{head} claimed |\n| --- | ---: | ---: | ---: | ---: |{line} --- |\n",
     );
     for i in 0..a.rows.len() {
         if let Some(c) = card_cells(a, i, s) {
-            t += &format!("| {} |\n", c.join(" | "));
+            let rates = rate_cells(a, i).map_or(String::new(), |r| format!(" {} |", r.join(" | ")));
+            t += &format!("| {} |{rates} {} |\n", c[..5].join(" | "), c[5]);
         }
     }
-    t
+    for n in rate_notes(a) {
+        t += &format!("\n- {n}");
+    }
+    if head.is_empty() { t } else { t + "\n" }
 }
 
 /// As CSV.
 pub fn by_card_csv(a: &ByCard) -> String {
-    let mut t = String::from("gpu,setting,fits,needs,runs,fails,claimed\n");
+    let mut t = String::from(
+        "gpu,setting,fits,needs,runs,fails,tokens_per_s,usd_per_million_tokens,claimed\n",
+    );
     let n = |p: &Option<Point>| p.as_ref().map_or(String::new(), |p| p.value.to_string());
     for (i, r) in a.rows.iter().enumerate() {
         let needs = r
             .fits
             .as_ref()
             .map_or(String::new(), |p| p.needed_bytes.to_string());
+        let rate = r.rate.as_ref();
+        let speed = rate.map_or(String::new(), |x| number(x.tokens_per_s.expected));
+        let usd = rate
+            .and_then(|x| x.usd_per_million_tokens)
+            .map_or(String::new(), |u| number(u.expected));
         t += &format!(
-            "{},{},{},{needs},{},{},{}\n",
+            "{},{},{},{needs},{},{},{speed},{usd},{}\n",
             r.gpu,
             r.setting,
             n(&r.fits),

@@ -7,7 +7,10 @@
 //! requested peak, and requested <= allocated <= reserved. `tests/plan_bound.rs` holds it against full simulations.
 //!
 //! Not affine: a batch of 1 (broadcasting looks at sizes of 1), and settings whose chunks or kernels depend on the batch, which the run
-//! of the largest batch shows. These get runs of their own at the small depths.
+//! of the largest batch shows at the first depth. These get runs of their own at the small depths.
+//!
+//! Settings that differ in the optimizer alone share these runs ([`Known::beside`]): one run of the other optimizer at each depth has to
+//! make the same events with a constant shift in every phase but the optimizer's own, or it gets all runs of its own.
 
 use crate::time::{StepWork, work_of};
 use serde_json::Value;
@@ -47,13 +50,40 @@ fn with_depth(spec: &Spec, key: &str, full: u64, n: u64) -> Spec {
     s
 }
 
-/// What is alive (requested bytes) after every event, with the phase.
+/// Which part of a run: step and phase. Micro-batches of a step are one.
+type Key = (i32, Phase);
+
+/// A phase of a run.
+#[derive(Clone, Copy)]
+struct Part {
+    key: Key,
+    from: usize,
+    to: usize,
+}
+
+/// What is alive (requested bytes) after every event, with the phases.
 struct Curve {
-    phases: Vec<(Phase, usize, usize)>,
+    parts: Vec<Part>,
     alive: Vec<i64>,
     /// Kind and operator of every event: runs with other ones cannot be compared.
     shape: u64,
     work: StepWork,
+}
+
+impl Curve {
+    /// Alive before event `i`.
+    fn before(&self, i: usize) -> i64 {
+        i.checked_sub(1).map_or(0, |k| self.alive[k])
+    }
+    /// Each phase's peak and start, where `f` is what is alive after an event.
+    fn run(&self, f: &dyn Fn(usize) -> i64) -> Run {
+        let of = |p: &Part| Peak {
+            key: p.key,
+            start: p.from.checked_sub(1).map_or(0, f),
+            top: (p.from..p.to).map(f).max().unwrap_or(0),
+        };
+        Run(self.parts.iter().map(of).collect())
+    }
 }
 
 fn curve(sim: &Simulated, spec: &Spec) -> Curve {
@@ -73,61 +103,91 @@ fn curve(sim: &Simulated, spec: &Spec) -> Curve {
             (shape ^ (u64::from(e.owner) << 2) ^ (sign + 1) as u64).wrapping_mul(0x100_0000_01b3);
     }
     let marks = &sim.timeline.marks;
-    let phases = marks
+    let parts = marks
         .iter()
         .enumerate()
-        .map(|(i, m)| {
-            let to = marks.get(i + 1).map_or(events.len(), |n| n.at);
-            (m.phase, m.at.min(events.len()), to.min(events.len()))
+        .map(|(i, m)| Part {
+            key: (m.step, m.phase),
+            from: m.at.min(events.len()),
+            to: marks
+                .get(i + 1)
+                .map_or(events.len(), |n| n.at)
+                .min(events.len()),
         })
         .collect();
     Curve {
-        phases,
+        parts,
         alive,
         shape,
         work: work_of(sim, spec, spec.accumulation),
     }
 }
 
-/// Requested bytes of each phase at its peak.
-type Peaks = BTreeMap<Phase, i64>;
+/// A phase's peak of requested bytes, and what was alive before it.
+#[derive(Clone, Copy)]
+struct Peak {
+    key: Key,
+    start: i64,
+    top: i64,
+}
 
-/// Peaks of each phase for the wanted batches, at one depth.
-fn peaks(spec: &Spec, batches: &[u64]) -> Result<(Vec<Peaks>, Vec<StepWork>), CoreError> {
-    let run = |b: u64| {
-        let mut s = spec.clone();
-        s.batch = b;
-        simulate_counted(&s).map(|sim| curve(&sim, &s))
-    };
-    let max = |c: &Curve, f: &dyn Fn(usize) -> i64| {
+/// The phases of one batch.
+struct Run(Vec<Peak>);
+
+impl Run {
+    /// The highest of each phase, over all steps.
+    fn by_phase(&self) -> BTreeMap<Phase, i64> {
         let mut out: BTreeMap<Phase, i64> = BTreeMap::new();
-        for &(phase, from, to) in &c.phases {
-            let top = (from..to).map(f).max().unwrap_or(0);
-            let p = out.entry(phase).or_insert(0);
-            *p = (*p).max(top);
+        for p in &self.0 {
+            let top = out.entry(p.key.1).or_insert(0);
+            *top = (*top).max(p.top);
         }
         out
-    };
+    }
+}
+
+/// All wanted batches at one depth.
+struct Depth {
+    runs: Vec<Run>,
+    works: Vec<StepWork>,
+    /// A whole run, and its batch.
+    example: (u64, Curve),
+    /// The small batches make a line.
+    affine: bool,
+}
+
+fn simulated(spec: &Spec, batch: u64) -> Result<Curve, CoreError> {
+    let mut s = spec.clone();
+    s.batch = batch;
+    simulate_counted(&s).map(|sim| curve(&sim, &s))
+}
+
+/// Runs of the wanted batches at one depth; `known`: whether the small batches make a line at another depth.
+fn depth_of(spec: &Spec, batches: &[u64], known: Option<bool>) -> Result<Depth, CoreError> {
+    let run = |b: u64| simulated(spec, b);
     let (first, second) = (BATCHES[0], BATCHES[1]);
     let largest = batches.iter().copied().max().unwrap_or(0);
     // affine from the two small batches on, as the largest shows? Where chunks or kernels depend on the batch it is not
     let mut line = None;
-    if batches.iter().filter(|b| **b > second).count() > 1 {
-        let (a, b, far) = (run(first)?, run(second)?, run(largest)?);
-        let x = (largest - first) as i64;
-        let affine = a.shape == b.shape
-            && a.shape == far.shape
-            && a.alive.len() == far.alive.len()
-            && (0..a.alive.len())
-                .all(|i| a.alive[i] + (b.alive[i] - a.alive[i]) * x == far.alive[i]);
+    if known != Some(false) && batches.iter().filter(|b| **b > second).count() > 1 {
+        let (a, b) = (run(first)?, run(second)?);
+        let mut affine = a.shape == b.shape && a.alive.len() == b.alive.len();
+        if affine && known.is_none() {
+            let far = run(largest)?;
+            let x = (largest - first) as i64;
+            affine = a.shape == far.shape
+                && a.alive.len() == far.alive.len()
+                && (0..a.alive.len())
+                    .all(|i| a.alive[i] + (b.alive[i] - a.alive[i]) * x == far.alive[i]);
+        }
         line = affine.then_some((a, b));
     }
-    let (mut all, mut works) = (Vec::new(), Vec::new());
+    let (mut runs, mut works, mut example) = (Vec::new(), Vec::new(), None);
     for &b in batches {
         match &line {
             Some((c2, c3)) if b >= first => {
                 let x = (b - first) as i64;
-                all.push(max(c2, &|i| c2.alive[i] + (c3.alive[i] - c2.alive[i]) * x));
+                runs.push(c2.run(&|i| c2.alive[i] + (c3.alive[i] - c2.alive[i]) * x));
                 let mut w = c2.work.towards(&c3.work, x as f64);
                 w.sequences = b;
                 w.tokens = c2.work.tokens / first * b;
@@ -135,20 +195,92 @@ fn peaks(spec: &Spec, batches: &[u64]) -> Result<(Vec<Peaks>, Vec<StepWork>), Co
             }
             _ => {
                 let c = run(b)?;
-                all.push(max(&c, &|i| c.alive[i]));
-                works.push(c.work);
+                runs.push(c.run(&|i| c.alive[i]));
+                works.push(c.work.clone());
+                example = Some((b, c));
             }
         }
     }
-    Ok((all, works))
+    let affine = line.is_some();
+    let example = match (line, example) {
+        (Some((c2, _)), _) => (first, c2),
+        (None, Some(e)) => e,
+        (None, None) => (first, run(first)?),
+    };
+    Ok(Depth {
+        runs,
+        works,
+        example,
+        affine,
+    })
 }
 
 /// A candidate's bound and work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Bound {
     /// No run of the setting requests less at its peak.
     pub requested: u64,
     pub work: StepWork,
+}
+
+/// Bounds of a setting, and the runs that they come from.
+pub struct Known {
+    pub bounds: Vec<Bound>,
+    variants: Vec<Variant>,
+}
+
+/// The splits with one micro-batch a step, or those with more.
+struct Variant {
+    accumulation: u32,
+    wanted: Vec<usize>,
+    /// One depth (the model's own), or the two small ones.
+    depths: Vec<Depth>,
+}
+
+/// The setting as it is simulated: gradients are alive in the second micro-batch, more than two make no difference.
+fn short(spec: &Spec, accumulation: u32) -> Spec {
+    let mut s = spec.clone();
+    s.accumulation = accumulation;
+    s.steps = if s.work == Work::Train { 2 } else { 1 };
+    s
+}
+
+/// The specs of the depths that are simulated.
+fn depths(s: &Spec) -> Vec<Spec> {
+    match depth(&s.config).filter(|d| d.1 > DEPTHS[1]) {
+        None => vec![s.clone()],
+        Some((key, full)) => DEPTHS.map(|n| with_depth(s, key, full, n)).to_vec(),
+    }
+}
+
+/// Peak and work of the full depth from those of the simulated ones.
+fn full_depth(s: &Spec, runs: &[&Run], works: &[StepWork]) -> (i64, StepWork) {
+    match (runs, works, depth(&s.config)) {
+        ([low, high], [wl, wh], Some((_, full))) => {
+            let (low, far) = (low.by_phase(), (full - DEPTHS[1]) as i64);
+            let line = |(phase, p): (&Phase, &i64)| {
+                let before = low.get(phase).copied().unwrap_or(*p);
+                p + (p - before) * far
+            };
+            let x = (full - DEPTHS[0]) as f64 / (DEPTHS[1] - DEPTHS[0]) as f64;
+            let top = high.by_phase().iter().map(line).max().unwrap_or(0);
+            (top, wl.towards(wh, x))
+        }
+        _ => {
+            let top = runs
+                .first()
+                .map_or(0, |r| r.by_phase().into_values().max().unwrap_or(0));
+            (top, works.first().cloned().unwrap_or_default())
+        }
+    }
+}
+
+fn bound((top, mut work): (i64, StepWork), passes: u64) -> Bound {
+    work.passes = passes;
+    Bound {
+        requested: top.max(0) as u64,
+        work,
+    }
 }
 
 /// Bounds of one setting for (micro-batch, accumulation) pairs.
@@ -156,54 +288,137 @@ pub struct Bound {
 /// # Errors
 /// The setting cannot be simulated.
 pub fn bounds(spec: &Spec, splits: &[(u64, u64)]) -> Result<Vec<Bound>, CoreError> {
+    Ok(known(spec, splits)?.bounds)
+}
+
+/// As [`bounds`], with what other optimizers need to share the runs.
+///
+/// # Errors
+/// The setting cannot be simulated.
+pub fn known(spec: &Spec, splits: &[(u64, u64)]) -> Result<Known, CoreError> {
     let mut out: Vec<Option<Bound>> = vec![None; splits.len()];
-    // gradients are alive in the second micro-batch: more than two make no difference
-    for variant in [1u32, 2] {
+    let mut variants = Vec::new();
+    for accumulation in [1u32, 2] {
         let wanted: Vec<usize> = (0..splits.len())
-            .filter(|i| splits[*i].1.min(2) as u32 == variant)
+            .filter(|i| splits[*i].1.min(2) as u32 == accumulation)
             .collect();
         if wanted.is_empty() {
             continue;
         }
-        let mut s = spec.clone();
-        s.accumulation = variant;
-        s.steps = if s.work == Work::Train { 2 } else { 1 };
+        let s = short(spec, accumulation);
         let batches: Vec<u64> = wanted.iter().map(|i| splits[*i].0).collect();
-        let found = match depth(&s.config).filter(|d| d.1 > DEPTHS[1]) {
-            None => {
-                let (p, w) = peaks(&s, &batches)?;
-                p.into_iter()
-                    .map(|p| p.into_values().max().unwrap_or(0))
-                    .zip(w)
-                    .collect::<Vec<_>>()
+        let mut at: Vec<Depth> = Vec::new();
+        for d in depths(&s) {
+            // the second depth has more of the same layers
+            let known = at.last().map(|l| l.affine);
+            at.push(depth_of(&d, &batches, known)?);
+        }
+        for (k, i) in wanted.iter().enumerate() {
+            let runs: Vec<&Run> = at.iter().map(|d| &d.runs[k]).collect();
+            let works: Vec<StepWork> = at.iter().map(|d| d.works[k].clone()).collect();
+            out[*i] = Some(bound(full_depth(&s, &runs, &works), splits[*i].1));
+        }
+        variants.push(Variant {
+            accumulation,
+            wanted,
+            depths: at,
+        });
+    }
+    Ok(Known {
+        bounds: out.into_iter().flatten().collect(),
+        variants,
+    })
+}
+
+/// How another optimizer's phase differs from the known run's.
+#[derive(Clone, Copy, PartialEq)]
+enum Shift {
+    /// The same events over so many bytes more.
+    Same(i64),
+    /// The optimizer's own: bytes more at its start, its peak above that, and the known run's peak above its start.
+    Own { start: i64, above: i64, known: i64 },
+}
+
+/// The differences of each phase; none: another phase differs in its events.
+fn shifts(known: &Curve, other: &Curve) -> Option<BTreeMap<Key, Shift>> {
+    if known.parts.len() != other.parts.len() {
+        return None;
+    }
+    let mut out = BTreeMap::new();
+    for (a, b) in known.parts.iter().zip(&other.parts) {
+        if a.key != b.key {
+            return None;
+        }
+        let start = other.before(b.from) - known.before(a.from);
+        let (x, y) = (&known.alive[a.from..a.to], &other.alive[b.from..b.to]);
+        let same = x.len() == y.len() && x.iter().zip(y).all(|(x, y)| y - x == start);
+        let shift = if same {
+            Shift::Same(start)
+        } else if a.key.1 == Phase::Optimizer {
+            let above = |c: &Curve, p: &Part, y: &[i64]| {
+                y.iter().copied().max().unwrap_or(0) - c.before(p.from)
+            };
+            Shift::Own {
+                start,
+                above: above(other, b, y),
+                known: above(known, a, x),
             }
-            Some((key, full)) => {
-                let at = |n| peaks(&with_depth(&s, key, full, n), &batches);
-                let ((low, wl), (high, wh)) = (at(DEPTHS[0])?, at(DEPTHS[1])?);
-                let far = (full - DEPTHS[1]) as i64;
-                low.iter()
-                    .zip(&high)
-                    .map(|(a, b)| {
-                        let line = |(phase, p): (&Phase, &i64)| {
-                            let before = a.get(phase).copied().unwrap_or(*p);
-                            p + (p - before) * far
-                        };
-                        b.iter().map(line).max().unwrap_or(0)
-                    })
-                    .zip(wl.iter().zip(&wh).map(|(a, b)| {
-                        let x = (full - DEPTHS[0]) as f64 / (DEPTHS[1] - DEPTHS[0]) as f64;
-                        a.towards(b, x)
-                    }))
-                    .collect()
-            }
+        } else {
+            return None;
         };
-        for (i, (requested, mut work)) in wanted.into_iter().zip(found) {
-            work.passes = splits[i].1;
-            out[i] = Some(Bound {
-                requested: requested.max(0) as u64,
-                work,
-            });
+        if out.insert(a.key, shift).is_some_and(|s| s != shift) {
+            return None;
         }
     }
-    Ok(out.into_iter().flatten().collect())
+    Some(out)
+}
+
+/// The same phases with the differences; none: the optimizer's memory depends on the batch, or a phase is not known.
+fn shifted(run: &Run, by: &BTreeMap<Key, Shift>) -> Option<Run> {
+    let moved = |p: &Peak| {
+        let top = match *by.get(&p.key)? {
+            Shift::Same(d) => p.top + d,
+            Shift::Own {
+                start,
+                above,
+                known,
+            } if p.top - p.start == known => p.start + start + above,
+            Shift::Own { .. } => return None,
+        };
+        Some(Peak { top, ..*p })
+    };
+    run.0.iter().map(moved).collect::<Option<_>>().map(Run)
+}
+
+impl Known {
+    /// Bounds of a setting that differs in the optimizer alone, by one run at each depth; `None`: it differs in more than its own
+    /// phase, or cannot be simulated.
+    pub fn beside(&self, spec: &Spec, splits: &[(u64, u64)]) -> Option<Vec<Bound>> {
+        let base = self.variants.last()?;
+        let mut by = Vec::new();
+        for (s, d) in depths(&short(spec, base.accumulation))
+            .iter()
+            .zip(&base.depths)
+        {
+            let (batch, example) = &d.example;
+            let other = simulated(s, *batch).ok()?;
+            by.push((shifts(example, &other)?, other.work.optimizer_bytes));
+        }
+        let mut out: Vec<Option<Bound>> = vec![None; splits.len()];
+        for v in &self.variants {
+            let s = short(spec, v.accumulation);
+            for (k, i) in v.wanted.iter().enumerate() {
+                let (mut runs, mut works) = (Vec::new(), Vec::new());
+                for (d, (by, bytes)) in v.depths.iter().zip(&by) {
+                    runs.push(shifted(&d.runs[k], by)?);
+                    let mut w = d.works[k].clone();
+                    w.optimizer_bytes = *bytes;
+                    works.push(w);
+                }
+                let runs: Vec<&Run> = runs.iter().collect();
+                out[*i] = Some(bound(full_depth(&s, &runs, &works), splits[*i].1));
+            }
+        }
+        Some(out.into_iter().flatten().collect())
+    }
 }

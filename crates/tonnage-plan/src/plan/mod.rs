@@ -8,6 +8,7 @@ mod full;
 mod ladder;
 mod search;
 pub mod space;
+mod wider;
 
 pub use search::{Candidate, rank};
 pub use space::{Allow, Edit};
@@ -179,6 +180,16 @@ pub struct NoEffect {
     pub saves_bytes: i64,
 }
 
+/// An allowance that would make the job fit.
+#[derive(Clone, Debug, Serialize)]
+pub struct IfAllowed {
+    /// Words for `--allow`.
+    pub allow: Vec<&'static str>,
+    /// Changes with which it fits; with any of the user's own settings put back it does not.
+    pub changes: Vec<String>,
+    pub flags: Vec<String>,
+}
+
 /// How much was looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Searched {
@@ -217,8 +228,8 @@ pub struct Plan {
     /// recommended.
     pub changes: Vec<Change>,
     pub no_effect: Vec<NoEffect>,
-    /// What would fit if more were allowed (only where nothing does).
-    pub if_allowed: Vec<String>,
+    /// What would fit if more were allowed (only where nothing does): the fewest allowances, each way simulated in full.
+    pub if_allowed: Vec<IfAllowed>,
     pub searched: Searched,
     pub offer: Option<Offer>,
     pub notes: Vec<String>,

@@ -1,16 +1,16 @@
 //! Candidates, their ranking, and the points that are shown.
 
-use super::bound::bounds;
+use super::bound::{Bound, Known, known};
 use super::full::Place;
 use super::ladder;
 use super::space::{self, Allow, Dimension, Edit};
-use super::{
-    Objective, Options, Plan, Point, Progress, SCHEMA, Searched, Sequential, Silent, Workers,
-};
+use super::wider::wider;
+use super::{Objective, Options, Plan, Point, Progress, SCHEMA, Searched, Workers};
 use crate::time::{Fitted, time_of};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tonnage_core::spec::Spec;
 use tonnage_core::{Diagnostic, Job};
 
 /// Changes from the user's settings.
@@ -54,6 +54,12 @@ fn only_allocator(d: &Dimension) -> bool {
         .all(|e| e.set.iter().all(|(k, _)| *k == "allocator.conf"))
 }
 
+/// Is it the choice of an optimizer? Its settings share their family's runs.
+fn only_optimizer(d: &Dimension) -> bool {
+    d.iter()
+        .all(|e| e.set.iter().all(|(k, _)| *k == "train.optimizer"))
+}
+
 /// All combinations of the dimensions' edits (or none of each).
 fn products(dims: &[Dimension]) -> Vec<Vec<Edit>> {
     let mut all = vec![Vec::new()];
@@ -94,26 +100,23 @@ fn ranked(
     let dims = space::dimensions(job, allow, gpu.flash_attention2);
     let (free, real): (Vec<Dimension>, Vec<Dimension>) = dims.into_iter().partition(only_allocator);
     let splits = space::splits(job, allow);
-    let families = products(&real);
+    let at = real.iter().position(only_optimizer);
+    let optimizers = products(&at.map(|i| real[i].clone()).into_iter().collect::<Vec<_>>());
+    let before = products(&real[..at.unwrap_or(0)]);
+    let after = products(&real[at.map_or(0, |i| i + 1)..]);
     let free = products(&free);
     let found: Mutex<Vec<(usize, Vec<Candidate>)>> = Mutex::default();
     let (done, unsupported) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let stop = AtomicBool::new(false);
-    let family = |i: usize| -> Option<Vec<Candidate>> {
-        let choice = Choice {
-            edits: families[i].clone(),
-        };
-        let j = choice.job(job).ok()?;
-        let spec = j.spec(gpu).ok()?;
-        let known = bounds(&spec, &splits).ok()?;
+    let candidates = |edits: &[Edit], spec: &Spec, known: &[Bound]| {
         let mut out = Vec::with_capacity(splits.len() * free.len());
-        for (n, (split, b)) in splits.iter().zip(&known).enumerate() {
+        for (n, (split, b)) in splits.iter().zip(known).enumerate() {
             let seconds = place.card.as_ref().map_or(1.0, |c| {
-                let t = time_of(&b.work, &spec, c, Fitted::builtin());
+                let t = time_of(&b.work, spec, c, Fitted::builtin());
                 1.0 / t.tokens_per_s.expected.max(1e-12)
             });
             for f in &free {
-                let mut edits = families[i].clone();
+                let mut edits = edits.to_vec();
                 edits.extend(f.iter().cloned());
                 if n > 0 {
                     edits.push(space::split_edit(job, splits[0], *split));
@@ -128,24 +131,53 @@ fn ranked(
                 });
             }
         }
-        Some(out)
+        out
     };
-    workers.each(families.len(), &|i| {
+    // all optimizers of one family: the first that can be simulated leads
+    let family = |i: usize| -> Vec<Candidate> {
+        let (b, a) = (&before[i / after.len()], &after[i % after.len()]);
+        let (mut lead, mut out) = (None, Vec::new());
+        for o in &optimizers {
+            let edits = [&b[..], o, a].concat();
+            let spec = Choice {
+                edits: edits.clone(),
+            }
+            .job(job)
+            .ok()
+            .and_then(|j| j.spec(gpu).ok());
+            let one = spec.and_then(|spec| {
+                let shared = lead.as_ref().and_then(|l: &Known| l.beside(&spec, &splits));
+                let bounds = match shared {
+                    Some(b) => b,
+                    None => {
+                        let k = known(&spec, &splits).ok()?;
+                        let b = k.bounds.clone();
+                        lead.get_or_insert(k);
+                        b
+                    }
+                };
+                Some(candidates(&edits, &spec, &bounds))
+            });
+            match one {
+                Some(c) => out.extend(c),
+                None => {
+                    unsupported.fetch_add(splits.len() * free.len(), Ordering::Relaxed);
+                }
+            }
+        }
+        out
+    };
+    let families = before.len() * after.len();
+    workers.each(families, &|i| {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        match family(i) {
-            Some(c) => {
-                if let Ok(mut all) = found.lock() {
-                    all.push((i, c));
-                }
-            }
-            None => {
-                unsupported.fetch_add(splits.len() * free.len(), Ordering::Relaxed);
-            }
+        let c = family(i);
+        if let Ok(mut all) = found.lock() {
+            all.push((i, c));
         }
         let n = done.fetch_add(1, Ordering::Relaxed) + 1;
-        if !progress.step("ranking", n, families.len()) {
+        if !progress.step("ranking", n, families) {
             stop.store(true, Ordering::Relaxed);
         }
     });
@@ -205,6 +237,11 @@ impl Simulations<'_> {
         self.verdicts.insert(key, v);
         self.tell();
         v
+    }
+
+    /// Settings simulated so far.
+    pub fn count(&self) -> usize {
+        self.verdicts.len()
     }
 
     fn tell(&mut self) {
@@ -342,7 +379,7 @@ pub fn plan(
     );
     let no_effect = ladder::no_effect(job, &place, &yours);
     let if_allowed = if recommended.is_none() && !sims.interrupted {
-        wider(job, options)
+        wider(&mut sims, job, options, &all)
     } else {
         Vec::new()
     };
@@ -461,19 +498,4 @@ fn front(
         keep
     });
     points
-}
-
-/// What fits when everything is allowed.
-fn wider(job: &Job, options: &Options) -> Vec<String> {
-    if options.allow.len() == Allow::ALL.len() {
-        return Vec::new();
-    }
-    let all = Options {
-        allow: Allow::ALL.to_vec(),
-        ..options.clone()
-    };
-    plan(job, &all, &Sequential, &Silent)
-        .ok()
-        .map(|p| p.changes.into_iter().map(|c| c.edit).collect())
-        .unwrap_or_default()
 }

@@ -5,6 +5,7 @@ use crate::plan::{Plan, Point};
 use crate::time::Span;
 use std::fmt::Write;
 use tonnage_report::Style;
+use tonnage_report::csv::field;
 use tonnage_report::style::Paint;
 use tonnage_units::{ByteDelta, Bytes};
 
@@ -17,7 +18,7 @@ fn delta(n: i64, s: &Style) -> String {
 }
 
 /// Three significant digits.
-fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     let digits = if x >= 100.0 || x <= 0.0 {
         0
     } else if x >= 10.0 {
@@ -87,6 +88,37 @@ fn points(p: &Plan) -> Vec<(String, &Point)> {
     });
     all.extend(others.map(|f| ("front".into(), f)));
     all
+}
+
+/// Text in lines of at most `width` columns, the second and later ones indented.
+fn folded(text: &str, indent: usize, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for (i, word) in text.split(' ').enumerate() {
+        let n = word.chars().count();
+        if i > 0 && column + 1 + n > width && column > indent {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if i > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += n;
+    }
+    out
+}
+
+/// The changes beside those that the batch's column shows.
+fn beside_batch(p: &Point) -> String {
+    let shown = |c: &&String| !(c.starts_with("micro-batch ") && c.contains("batch stays"));
+    let left: Vec<&str> = p.changes.iter().filter(shown).map(String::as_str).collect();
+    match (left.is_empty(), p.changes.is_empty()) {
+        (true, true) => "as it is".into(),
+        (true, false) => "the batch alone".into(),
+        _ => left.join("; "),
+    }
 }
 
 fn what(p: &Point) -> String {
@@ -180,22 +212,23 @@ fn money(p: &Plan) -> Vec<String> {
 /// As text.
 pub fn text(p: &Plan, s: &Style) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}", s.paint(Paint::Bold, &answer(p)));
+    let head = folded(&answer(p), 2, s.width);
+    let _ = writeln!(out, "{}", s.paint(Paint::Bold, &head));
     let keeps = if p.kept_free_bytes > 0 {
         format!(", {} kept free", bytes(p.kept_free_bytes, s))
     } else {
         String::new()
     };
-    let _ = writeln!(
-        out,
-        "{} for the allocator in the worst case{keeps}; {}; effective batch {}\n",
+    let given = format!(
+        "{} for the allocator in the worst case{keeps}; {}; effective batch {}",
         bytes(p.available_bytes, s),
         p.objective,
         p.effective_batch
     );
+    let _ = writeln!(out, "{}\n", folded(&given, 2, s.width));
     let rows: Vec<(String, [String; 6], String)> = points(p)
         .into_iter()
-        .map(|(name, q)| (name, columns(q, s), what(q)))
+        .map(|(name, q)| (name, columns(q, s), beside_batch(q)))
         .collect();
     let mut wide = HEADS.map(str::len);
     for (_, r, _) in &rows {
@@ -203,17 +236,34 @@ pub fn text(p: &Plan, s: &Style) -> String {
             *w = (*w).max(c.len());
         }
     }
+    let left = 12 + wide.iter().map(|w| w + 1).sum::<usize>() + 2;
+    // a narrow terminal has the changes on lines of their own
+    let below = s.width < left + 28;
     let line = |name: &str, cells: [&str; 6], last: &str| {
         let mut l = format!("{name:<12}");
         for (w, c) in wide.iter().zip(cells) {
             let _ = write!(l, " {c:>w$}");
         }
-        format!("{l}  {last}").trim_end().to_string()
+        if below {
+            let text = format!("    {last}");
+            format!("{l}\n{}", folded(&text, 4, s.width))
+        } else {
+            folded(&format!("{l}  {last}"), left, s.width)
+        }
     };
-    let _ = writeln!(out, "{}", s.paint(Paint::Dim, &line("", HEADS, "changes")));
+    let heads = if below { "" } else { "changes" };
+    let _ = writeln!(
+        out,
+        "{}",
+        s.paint(Paint::Dim, line("", HEADS, heads).trim_end())
+    );
     for (name, r, w) in &rows {
         let cells = [&r[0], &r[1], &r[2], &r[3], &r[4], &r[5]].map(String::as_str);
         let _ = writeln!(out, "{}", line(name, cells, w));
+    }
+    if let Some(r) = p.recommended.as_ref().filter(|r| !r.flags.is_empty()) {
+        let flags = format!("recommended: {}", r.flags.join(" "));
+        let _ = writeln!(out, "\n{}", folded(&flags, 2, s.width));
     }
     if !p.changes.is_empty() {
         let title = if p.yours.fits() {
@@ -229,8 +279,7 @@ pub fn text(p: &Plan, s: &Style) -> String {
             } else {
                 String::new()
             };
-            let _ = writeln!(
-                out,
+            let effect = format!(
                 "  {}. {}: {verb} {}{time}; then: {}{}",
                 i + 1,
                 c.edit,
@@ -242,39 +291,70 @@ pub fn text(p: &Plan, s: &Style) -> String {
                     "; another effective batch"
                 }
             );
-            let _ = writeln!(out, "     {}    ({})", c.flags, c.remark);
+            let how = format!("     {}    ({})", c.flags, c.remark);
+            let _ = writeln!(out, "{}", folded(&effect, 5, s.width));
+            let _ = writeln!(out, "{}", folded(&how, 7, s.width));
         }
     }
     if !p.no_effect.is_empty() {
         let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, "No effect"));
         for n in &p.no_effect {
-            let _ = writeln!(
-                out,
+            let l = format!(
                 "  - {}: {} ({} by simulation)",
                 n.edit,
                 n.why,
                 delta(n.saves_bytes, s)
             );
+            let _ = writeln!(out, "{}", folded(&l, 4, s.width));
         }
     }
     if !p.if_allowed.is_empty() {
-        let _ = writeln!(
-            out,
-            "\nWith everything allowed (--allow {}) it fits: {}",
-            crate::plan::Allow::ALL.map(|a| a.name()).join(","),
-            p.if_allowed.join("; ")
-        );
+        let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, "It fits with --allow"));
+        for i in &p.if_allowed {
+            let l = format!("  - {}: {}", i.allow.join(","), i.changes.join("; "));
+            let _ = writeln!(out, "{}", folded(&l, 4, s.width));
+        }
     }
     let _ = writeln!(out, "\n{}", s.paint(Paint::Bold, "Time and money"));
-    for l in money(p).iter().chain(&p.notes) {
-        let _ = writeln!(out, "  - {l}");
+    for l in money(p).into_iter().chain(p.notes.clone()).chain([sums(p)]) {
+        let _ = writeln!(out, "{}", folded(&format!("  - {l}"), 4, s.width));
     }
-    let _ = writeln!(out, "  - {}", sums(p));
     if s.ascii {
         out.replace('\u{2212}', "-")
     } else {
         out
     }
+}
+
+/// As CSV: the points that are shown.
+pub fn csv(p: &Plan) -> String {
+    let mut out = String::from(
+        "point,micro_batch_size,gradient_accumulation_steps,verdict,peak_allocated_bytes,peak_reserved_bytes,margin_bytes,tokens_per_s,usd_per_million_tokens,changes,flags\n",
+    );
+    for (name, q) in points(p) {
+        let speed = if known(q) {
+            number(q.time.tokens_per_s.expected)
+        } else {
+            String::new()
+        };
+        let usd = q
+            .cost
+            .as_ref()
+            .map_or(String::new(), |c| number(c.usd_per_million_tokens.expected));
+        let _ = writeln!(
+            out,
+            "{name},{},{},{},{},{},{},{speed},{usd},{},{}",
+            q.micro_batch_size,
+            q.gradient_accumulation_steps,
+            q.outcome,
+            q.peak_allocated_bytes,
+            q.peak_reserved_bytes,
+            q.margin_bytes,
+            field(&q.changes.join("; ")),
+            field(&q.flags.join(" "))
+        );
+    }
+    out
 }
 
 /// As Markdown.
@@ -311,6 +391,10 @@ pub fn markdown(p: &Plan, s: &Style) -> String {
     }
     for n in &p.no_effect {
         let _ = writeln!(out, "\nNo effect: {} ({}).", n.edit, n.why);
+    }
+    for i in &p.if_allowed {
+        let (allow, changes) = (i.allow.join(","), i.changes.join("; "));
+        let _ = writeln!(out, "\nIt fits with `--allow {allow}`: {changes}.");
     }
     out.push('\n');
     for l in money(p).iter().chain(&p.notes) {

@@ -221,8 +221,11 @@ fn knob_by_card(
             (vec![d], Status::Unavailable)
         })?;
         let d = here(a).on(d);
-        all.rows
-            .push(largest::largest(job, &d, setting, a.step).map_err(failed)?);
+        let mut row = largest::largest(job, &d, setting, a.step).map_err(failed)?;
+        if a.cost {
+            row.rate = largest::rate(job, &d, &row).map_err(failed)?;
+        }
+        all.rows.push(row);
     }
     let s = &out.style;
     let t = match a.format {

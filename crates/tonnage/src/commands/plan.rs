@@ -58,6 +58,7 @@ pub enum PlanFormat {
     Text,
     Json,
     Md,
+    Csv,
 }
 
 /// One thread a core.
@@ -98,9 +99,6 @@ impl Bar {
         } else {
             ProgressBar::hidden()
         };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}") {
-            bar.set_style(style);
-        }
         let stop = Arc::new(AtomicBool::new(false));
         // a second Ctrl-C ends the program
         let _ = signal_hook::flag::register_conditional_shutdown(
@@ -115,6 +113,15 @@ impl Bar {
 
 impl Progress for Bar {
     fn step(&self, what: &str, done: usize, total: usize) -> bool {
+        // how many simulations there will be is not known before
+        let form = if total == 0 {
+            "{spinner} {msg}: {pos} settings ({elapsed})"
+        } else {
+            "{msg} {bar:30} {pos}/{len} ({eta} left)"
+        };
+        if let Ok(style) = ProgressStyle::with_template(form) {
+            self.bar.set_style(style);
+        }
         self.bar.set_message(what.to_string());
         self.bar.set_length(total.max(done) as u64);
         self.bar.set_position(done as u64);
@@ -199,6 +206,7 @@ pub fn run(a: &PlanArgs, out: &Output) -> Status {
                 PlanFormat::Text => report::plan::text(&p, &out.style),
                 PlanFormat::Json => json::pretty(&p),
                 PlanFormat::Md => report::plan::markdown(&p, &out.style),
+                PlanFormat::Csv => report::plan::csv(&p),
             });
             if p.fits() {
                 Status::Ok
