@@ -2,11 +2,30 @@
 
 #![allow(missing_docs)]
 
+use mimalloc::MiMalloc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tonnage_catalog::Gpus;
 use tonnage_core::Job;
 use tonnage_plan::cards::{Class, Here, classes, grid};
+
+// as the program
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Milliseconds that this process has run on processors; elsewhere than on Unix the clock's.
+fn processor() -> f64 {
+    #[cfg(unix)]
+    {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        t.tv_sec as f64 * 1e3 + t.tv_nsec as f64 / 1e6
+    }
+    #[cfg(not(unix))]
+    {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_secs_f64() * 1e3
+    }
+}
 
 fn settings(job: &[(&str, &str)]) -> Vec<Job> {
     let mut out = vec![];
@@ -83,16 +102,17 @@ fn main() {
             let mut times = vec![];
             let mut n = 0;
             for _ in 0..5 {
-                let at = Instant::now();
+                let (at, cpu) = (Instant::now(), processor());
                 n = answer(&jobs, &all, threads);
-                times.push(at.elapsed());
+                times.push((processor() - cpu, at.elapsed().as_secs_f64() * 1e3));
             }
-            times.sort();
+            times.sort_by(|a, b| a.0.total_cmp(&b.0));
             println!(
-                "{name}: {} settings, {n} simulations, {threads} thread(s): {:.0} ms (median), {:.0} ms (least)",
+                "{name}: {} settings, {n} simulations, {threads} thread(s): {:.0} ms of processors (median), {:.0} ms (least), {:.0} ms by the clock",
                 jobs.len(),
-                times[2].as_secs_f64() * 1e3,
-                times[0].as_secs_f64() * 1e3
+                times[2].0,
+                times[0].0,
+                times[2].1
             );
         }
     }

@@ -101,7 +101,7 @@ pub struct Bound {
 pub enum How {
     /// The bindings file says it.
     Stated,
-    /// The catalog has a model of that name.
+    /// The catalog has a model of that name, or a named reference of that size.
     Inferred,
 }
 
@@ -231,7 +231,9 @@ impl Bindings {
                 (job, How::Stated)
             }
             None => {
-                let known = tonnage_catalog::model(&c.subject)
+                // a bare size stands for the same named model as in `fit`
+                let model = crate::cards::sizes::size(&c.subject).map_err(|d| d.message)?;
+                let known = tonnage_catalog::model(&model.model)
                     .map_err(|_| format!("no binding for {:?}", c.subject))?;
                 let mut job = Job::new("audit", "claim");
                 job.set_text("model.id", known.id)?;
