@@ -104,7 +104,11 @@ fn smallest(
         let edits = brought(job, &allow, *a);
         picks = edits
             .iter()
-            .flat_map(|e| picks.iter().map(move |p| [&p[..], &[e.clone()]].concat()))
+            .flat_map(|e| {
+                picks
+                    .iter()
+                    .map(move |p| [&p[..], std::slice::from_ref(e)].concat())
+            })
             .collect();
     }
     for mine in picks {
