@@ -488,10 +488,11 @@ pub fn sections(p: &Plan, s: &Style) -> Vec<Section> {
         .no_effect
         .iter()
         .map(|n| format!("No effect: {}: {}.", n.edit, n.why))
-        .chain((!p.if_allowed.is_empty()).then(|| {
+        .chain(p.if_allowed.iter().map(|i| {
             format!(
-                "With everything allowed it fits: {}.",
-                p.if_allowed.join("; ")
+                "It fits with --allow {}: {}.",
+                i.allow.join(","),
+                i.changes.join("; ")
             )
         }))
         .collect();
