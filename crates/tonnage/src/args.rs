@@ -77,6 +77,11 @@ pub enum Command {
         after_help = "Examples:\n  tonnage fit examples/deepseek-qlora.toml\n  tonnage fit examples/deepseek-qlora.toml --gpu rtx-3060-12gb --largest batch\n  tonnage fit --memory 12GiB\n  tonnage fit examples/gpt2.toml --gpu rtx-3060-12gb --lengths 128,256,512,1024\n  tonnage fit --model 7B --methods lora,qlora\n  tonnage fit qwen3-30b-a3b.Q4_K_M --gpu rtx-3060-12gb (any flag of llama-server)\n  tonnage fit --gpu rtx-4090 -- vllm serve Qwen/Qwen2.5-7B"
     )]
     Fit(Box<FitArgs>),
+    /// The job as a file of the tool that runs it: trl, hf, axolotl, llamafactory, torchtune, ...
+    #[command(
+        after_help = "Examples:\n  tonnage export\n  tonnage export examples/deepseek-qlora.toml --to axolotl\n  tonnage export job.toml --to trl --out sft.yaml && tonnage estimate sft.yaml\n\nWhat the file cannot say is an error that names the field."
+    )]
+    Export(Box<crate::commands::export::ExportArgs>),
     /// One file about a job: footprint, timeline, sweeps against cards, what fits, what to change
     #[command(
         after_help = "Example:\n  tonnage report examples/deepseek-qlora.toml --gpu rtx-3060-12gb -o report.html"

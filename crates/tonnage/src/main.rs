@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         args::Command::Fit(a) => commands::fit::run(a, &out),
         args::Command::Calibrate(a) => commands::calibrate::run(a, &out),
         args::Command::Explain(a) => commands::explain::run(a, &out),
+        args::Command::Export(a) => commands::export::run(a, &out),
         args::Command::Audit(a) => commands::audit::run(a, &out),
         args::Command::Plan(a) => commands::plan::run(a, &out),
         args::Command::Validate(a) => commands::validate::run(a, &out),

@@ -21,10 +21,13 @@ const KEYS: &[&str] = &[
 ];
 const MARK: &str = "#|";
 
+/// Settings that a format may add: what its own key says less exactly (a builder's name for a model's id).
+pub(super) const ALSO: &[&str] = &["model.id", "model.revision", "model.path"];
+
 /// The comment lines of a job; empty where it says nothing of the kind.
-pub(super) fn write(job: &Job) -> String {
+pub(super) fn write(job: &Job, also: &[&'static str]) -> String {
     let mut part = Job::new(&job.source, job.format);
-    for key in KEYS {
+    for key in KEYS.iter().chain(also) {
         if let Some(g) = job.given(key) {
             // a value that was accepted once is accepted again
             let _ = part.set(key, g.value.clone(), Origin::Flag);
@@ -72,7 +75,7 @@ pub(super) fn read(doc: &Doc, job: &mut Job) -> Result<(), Vec<Diagnostic>> {
     let part = read_job(&own)?;
     let mut bad = Vec::new();
     for (key, g) in part.all_given() {
-        if !KEYS.contains(&key) {
+        if !KEYS.contains(&key) && !ALSO.contains(&key) {
             let d = Diagnostic::error(
                 "unknown-key",
                 format!("`{key}` has no place among the lines with {MARK}"),

@@ -4,13 +4,21 @@
 //! The law, checked on every export by reading the text again: what the job says is in the file, or the export is an error that
 //! names the field. What the job does *not* say becomes what the tool does, and every such change is listed ([`Exported::notes`]).
 
-#[expect(dead_code)] // for the trainers' files
+mod agi2;
+mod axolotl;
 mod block;
+mod companion;
 mod format;
+mod hf;
 mod job_file;
 pub mod law;
+mod lines;
+mod llamafactory;
 pub mod request;
 pub mod serve;
+mod source;
+mod torchtitan;
+mod torchtune;
 pub mod yaml;
 
 pub use format::{FORMATS, Format, Kind, find};

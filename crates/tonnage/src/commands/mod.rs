@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod dry_run;
 pub mod estimate;
 pub mod explain;
+pub mod export;
 pub mod fit;
 pub mod fit_training;
 pub mod gpus;
