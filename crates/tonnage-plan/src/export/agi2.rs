@@ -92,5 +92,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             what: "the configuration".into(),
         }],
         command: None,
+        ..Written::default()
     })
 }

@@ -372,5 +372,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             what: "the configuration".into(),
         }],
         command: Some("axolotl train axolotl.yaml".into()),
+        ..Written::default()
     })
 }

@@ -103,6 +103,7 @@ pub(super) fn write_deepspeed(job: &Job, _: &Options) -> Result<Written, Vec<Dia
             what: "DeepSpeed's configuration, beside the trainer's file".into(),
         }],
         command: None,
+        ..Written::default()
     })
 }
 
@@ -182,6 +183,7 @@ pub(super) fn write_accelerate(job: &Job, _: &Options) -> Result<Written, Vec<Di
             what: "accelerate's configuration, beside the trainer's file".into(),
         }],
         command: Some("accelerate launch --config_file accelerate.yaml TRAIN.py".into()),
+        ..Written::default()
     })
 }
 

@@ -364,6 +364,7 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     Ok(Written {
         files: vec![file("hf-args.yaml", l.end(), "the script's arguments")],
         command: Some("python run_clm.py hf-args.yaml --dataset_name DATASET".into()),
+        ..Written::default()
     })
 }
 
@@ -524,6 +525,7 @@ pub(super) fn write_trl(job: &Job, _: &Options) -> Result<Written, Vec<Diagnosti
     Ok(Written {
         files: vec![file("trl-sft.yaml", l.end(), "the configuration")],
         command: Some("trl sft --config trl-sft.yaml --dataset_name DATASET".into()),
+        ..Written::default()
     })
 }
 

@@ -321,5 +321,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             what: "the configuration".into(),
         }],
         command: Some("llamafactory-cli train llamafactory.yaml".into()),
+        ..Written::default()
     })
 }

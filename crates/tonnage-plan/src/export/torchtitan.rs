@@ -266,5 +266,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             "torchrun --nproc-per-node 1 -m torchtitan.train --job.config_file torchtitan.toml"
                 .into(),
         ),
+        ..Written::default()
     })
 }

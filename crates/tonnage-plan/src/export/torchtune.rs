@@ -397,5 +397,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             what: "what memory depends on: put it over the recipe's own configuration".into(),
         }],
         command: Some(format!("tune run {recipe} --config torchtune.yaml")),
+        ..Written::default()
     })
 }

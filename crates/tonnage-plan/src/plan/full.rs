@@ -104,6 +104,7 @@ impl Place {
             time,
             cost,
             remarks: choice.edits.iter().map(|e| e.cost).collect(),
+            edits: choice.edits.clone(),
         })
     }
 }

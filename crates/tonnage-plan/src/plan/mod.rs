@@ -146,6 +146,9 @@ pub struct Point {
     pub cost: Option<Cost>,
     /// What each change costs beside bytes and time.
     pub remarks: Vec<&'static str>,
+    /// The changes themselves, to apply to the job.
+    #[serde(skip)]
+    pub edits: Vec<Edit>,
 }
 
 impl Point {

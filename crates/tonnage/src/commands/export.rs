@@ -7,6 +7,7 @@ use crate::output::Output;
 use std::path::{Path, PathBuf};
 use tonnage_core::footprint::{Options as EstimateOptions, estimate};
 use tonnage_core::{Diagnostic, Job};
+use tonnage_plan::export::request::Wants;
 use tonnage_plan::export::{self, Exported, FORMATS, Options};
 
 /// `export`
@@ -23,8 +24,51 @@ pub struct ExportArgs {
     /// The card that the file is for
     #[arg(long, value_name = "ID")]
     pub gpu: Option<String>,
+    /// Requests for machines: the command that starts the job
+    #[arg(long, value_name = "COMMAND", help_heading = "Requests for machines")]
+    pub start: Option<String>,
+    /// Requests for machines: the container's image
+    #[arg(long, value_name = "IMAGE", help_heading = "Requests for machines")]
+    pub image: Option<String>,
+    /// Requests for machines: Slurm's partition, Kueue's queue
+    #[arg(long, value_name = "NAME", help_heading = "Requests for machines")]
+    pub queue: Option<String>,
+    /// Requests for machines: the scheduler's own name of the card
+    #[arg(long, value_name = "NAME", help_heading = "Requests for machines")]
+    pub gpu_type: Option<String>,
+    /// Requests for machines: memory of the host
+    #[arg(long, value_name = "SIZE", help_heading = "Requests for machines")]
+    pub host_memory: Option<tonnage_units::Bytes>,
+    /// Requests for machines: tokens of the whole work, for its time and cost
+    #[arg(long, value_name = "N", help_heading = "Requests for machines")]
+    pub tokens: Option<f64>,
+    /// Requests for machines: your price of a card, US dollars an hour
+    #[arg(long, value_name = "USD", help_heading = "Requests for machines")]
+    pub price: Option<f64>,
+    /// Command lines of llama.cpp: the model's file
+    #[arg(long, value_name = "FILE", help_heading = "Requests for machines")]
+    pub gguf: Option<String>,
     #[command(flatten)]
     pub settings: SettingFlags,
+}
+
+impl ExportArgs {
+    fn options(&self, out: &Output) -> Options {
+        Options {
+            gpu: self.gpu.clone(),
+            gpus: out.catalogs.gpus.clone(),
+            request: Wants {
+                start: self.start.clone(),
+                image: self.image.clone(),
+                queue: self.queue.clone(),
+                gpu_type: self.gpu_type.clone(),
+                host: self.host_memory.map(|b| b.0),
+                tokens: self.tokens,
+                price: self.price,
+            },
+            gguf: self.gguf.clone(),
+        }
+    }
 }
 
 pub fn run(a: &ExportArgs, out: &Output) -> Status {
@@ -44,11 +88,11 @@ pub fn run(a: &ExportArgs, out: &Output) -> Status {
             return status;
         }
     };
-    write(&job, to, a.gpu.as_deref(), a.out.as_deref(), out)
+    write(&job, to, &a.options(out), a.out.as_deref(), out)
 }
 
 /// Writes a job in a format; what the files say and what they estimate to goes to standard error.
-pub fn write(job: &Job, to: &str, gpu: Option<&str>, file: Option<&Path>, out: &Output) -> Status {
+pub fn write(job: &Job, to: &str, options: &Options, file: Option<&Path>, out: &Output) -> Status {
     let format = match export::find(to) {
         Ok(f) => f,
         Err(d) => {
@@ -56,11 +100,7 @@ pub fn write(job: &Job, to: &str, gpu: Option<&str>, file: Option<&Path>, out: &
             return Status::Usage;
         }
     };
-    let options = Options {
-        gpu: gpu.map(String::from),
-        ..Options::default()
-    };
-    let e = match export::export(job, format, &options) {
+    let e = match export::export(job, format, options) {
         Ok(e) => e,
         Err(bad) => {
             out.complain(&bad);
@@ -73,7 +113,7 @@ pub fn write(job: &Job, to: &str, gpu: Option<&str>, file: Option<&Path>, out: &
     }
     out.complain(&e.notes);
     if format.read.is_some() && format.keys.is_empty() {
-        promise(job, &e, gpu, out);
+        promise(job, &e, options.gpu.as_deref(), out);
     }
     Status::Ok
 }

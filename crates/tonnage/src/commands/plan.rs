@@ -40,8 +40,23 @@ pub struct PlanArgs {
     /// Form of the output
     #[arg(long, value_enum, default_value_t = PlanFormat::Text)]
     pub format: PlanFormat,
+    /// Print the recommended settings as a file of this format (`tonnage export` lists them) in place of the plan
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<String>,
     #[command(flatten)]
     pub settings: SettingFlags,
+}
+
+/// The job with the recommended settings.
+fn recommended(job: &tonnage_core::Job, p: &plan::Plan) -> Result<tonnage_core::Job, Diagnostic> {
+    let none = || Diagnostic::error("no-plan", "nothing fits: there is nothing to write");
+    let mut job = job.clone();
+    let point = p.recommended.as_ref().ok_or_else(none)?;
+    for edit in &point.edits {
+        edit.apply(&mut job)
+            .map_err(|e| Diagnostic::error("defect", e))?;
+    }
+    Ok(job)
 }
 
 /// `--objective`
@@ -200,6 +215,26 @@ pub fn run(a: &PlanArgs, out: &Output) -> Status {
             out.complain(&job.notes);
             out.complain(&bad);
             jobs::status_of(&bad)
+        }
+        Ok(p) if a.to.is_some() => {
+            let options = tonnage_plan::export::Options {
+                gpu: a.gpu.clone(),
+                gpus: out.catalogs.gpus.clone(),
+                ..Default::default()
+            };
+            match recommended(&job, &p) {
+                Ok(job) => super::export::write(
+                    &job,
+                    a.to.as_deref().unwrap_or_default(),
+                    &options,
+                    None,
+                    out,
+                ),
+                Err(d) => {
+                    out.complain(&[d]);
+                    Status::DoesNotFit
+                }
+            }
         }
         Ok(p) => {
             out.print(&match a.format {
