@@ -169,7 +169,7 @@ prop_compose! {
         quant in choice(&["nf4", "int8"]),
         double in prop::option::of(any::<bool>()),
         revision in choice(&["main", "v1: #x", "null", "0x1f", "yes"]),
-        name in prop::option::of("[ -~]{0,20}"),
+        name in prop::option::of("[!-~][ -~]{0,20}"),
     ) -> Job {
         let mut j = job(&[("model.id", "meta-llama/Llama-3.2-1B")]);
         let mut set = |k: &str, v: Option<String>| if let Some(v) = v { j.set_text(k, &v).unwrap(); };

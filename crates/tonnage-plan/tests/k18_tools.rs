@@ -63,6 +63,8 @@ fn parsed(module: &str, format: &str, job: &Job, script: &str) -> Option<serde_j
         .arg(script)
         .arg(&path)
         .env("HF_HUB_OFFLINE", "1")
+        // LLaMA-Factory refuses versions of its own dependencies that it does not know; its parser is the same
+        .env("DISABLE_VERSION_CHECK", "1")
         .env("CUDA_VISIBLE_DEVICES", "")
         .current_dir(&folder)
         .output()

@@ -316,6 +316,8 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     match (weights, amp) {
         ("bf16", None) => l.put("bfloat16", true),
         ("fp16", None) => l.put("float16", true),
+        // packed to eight bits, axolotl loads in fp16 whatever is asked for
+        ("fp32", None) if job.word("quant.format") == "int8" => l.put("float16", true),
         ("fp32", None) => l.put("float32", true),
         _ => {}
     }

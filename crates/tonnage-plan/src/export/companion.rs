@@ -4,7 +4,7 @@
 //! `ClusterConfig`, which refuses unknown keys). DeepSpeed's `bf16` and `fp16` keep fp32 master weights in flat buffers, and its stages
 //! above 0 shard them: neither is simulated, so both are refused, in reading and in writing.
 
-use super::lines::{Lines, number};
+use super::lines::Lines;
 use super::source::{Source, text};
 use super::{File, Options, Written};
 use tonnage_core::Job;
@@ -185,13 +185,4 @@ pub(super) fn write_accelerate(job: &Job, _: &Options) -> Result<Written, Vec<Di
         command: Some("accelerate launch --config_file accelerate.yaml TRAIN.py".into()),
         ..Written::default()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn numbers_have_a_dot() {
-        assert_eq!(super::number(1e-20), "1.0e-20");
-        assert_eq!(super::number(0.5), "0.5");
-    }
 }

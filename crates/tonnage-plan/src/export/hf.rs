@@ -531,8 +531,11 @@ pub(super) fn write_trl(job: &Job, _: &Options) -> Result<Written, Vec<Diagnosti
 
 /// Scale, dropout and targets of adapters; peft takes `all-linear` and expressions as one text, names as a list.
 pub(super) fn lora_lines(job: &Job, l: &mut Lines, targets: &str) {
-    if let Some(a) = job.number("lora.alpha").filter(|a| a.fract() == 0.0) {
-        l.put("lora_alpha", a as u64);
+    // nothing of memory depends on it, and peft needs one: twice the rank, as is usual
+    let usual = 2.0 * job.number("lora.r").unwrap_or(8.0);
+    let alpha = job.number("lora.alpha").unwrap_or(usual);
+    if alpha.fract() == 0.0 {
+        l.put("lora_alpha", alpha as u64);
     }
     l.put("lora_dropout", job.number("lora.dropout").unwrap_or(0.05));
     let names = job.texts("lora.targets");

@@ -31,6 +31,35 @@ fn applies(job: &Job, s: &Setting) -> bool {
     }
 }
 
+/// What `all-linear` adapts in every model that a format without the word knows.
+const ALL_LINEAR: [&str; 7] = [
+    "down_proj",
+    "gate_proj",
+    "k_proj",
+    "o_proj",
+    "q_proj",
+    "up_proj",
+    "v_proj",
+];
+
+/// Targets of adapters as a set: their order decides nothing.
+fn target_set(v: Option<&Value>) -> Option<Vec<String>> {
+    let mut names: Vec<String> = match v? {
+        Value::Text(t) => vec![t.clone()],
+        Value::List(l) => l
+            .iter()
+            .filter_map(|n| n.text().map(String::from))
+            .collect(),
+        _ => return None,
+    };
+    if names.iter().any(|n| n == "all-linear") {
+        names = ALL_LINEAR.map(String::from).to_vec();
+    }
+    names.sort_unstable();
+    names.dedup();
+    Some(names)
+}
+
 fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     let plain = |v: &Value| match v {
         Value::Float(f) => serde_json::json!(f),
@@ -52,7 +81,11 @@ pub fn differences(ours: &Job, theirs: &Job) -> Vec<Difference> {
         .filter_map(|s| {
             let value = |j: &Job| applies(j, s).then(|| j.get(s.key)).flatten();
             let (a, b) = (value(ours), value(theirs));
-            (!same(a.as_ref(), b.as_ref())).then_some(Difference {
+            let same = match s.key {
+                "lora.targets" => target_set(a.as_ref()) == target_set(b.as_ref()),
+                _ => same(a.as_ref(), b.as_ref()),
+            };
+            (!same).then_some(Difference {
                 key: s.key,
                 ours: a,
                 theirs: b,
@@ -104,7 +137,7 @@ pub fn check(
                     format!("set `{}` to {theirs}, or export to another format", d.key)
                 }),
             );
-        } else {
+        } else if d.key != "lora.alpha" {
             notes.push(
                 Diagnostic::note(
                     "as-the-tool-does",

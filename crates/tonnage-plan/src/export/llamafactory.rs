@@ -250,8 +250,10 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     );
     if let Some(r) = lora {
         l.put("lora_rank", r);
-        if let Some(a) = job.number("lora.alpha").filter(|a| a.fract() == 0.0) {
-            l.put("lora_alpha", a as u64);
+        // twice the rank where nothing is said, which is the tool's own default
+        let alpha = job.number("lora.alpha").unwrap_or(2.0 * r as f64);
+        if alpha.fract() == 0.0 {
+            l.put("lora_alpha", alpha as u64);
         }
         l.put("lora_dropout", job.number("lora.dropout").unwrap_or(0.05));
         let names = job.texts("lora.targets");

@@ -111,7 +111,12 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         Some("fp16") => "fp16",
         Some("fp32") | None => "fp32",
         Some(w) => {
-            s.fail(n, "bad-value", format!("`dtype` is {w}"), "bf16 or fp32");
+            s.fail(
+                n,
+                "bad-value",
+                format!("`dtype` is {w}"),
+                "bf16, fp16 or fp32",
+            );
             "fp32"
         }
     };
@@ -313,12 +318,25 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     ));
     if let Some(r) = lora {
         let names = job.texts("lora.targets");
+        let all = names.iter().any(|n| n == "all-linear");
         let attention: Vec<_> = ATTENTION
             .iter()
-            .filter(|(_, ours)| names.iter().any(|n| n == ours))
+            .filter(|(_, ours)| all || names.iter().any(|n| n == ours))
             .map(|(t, _)| *t)
             .collect();
-        let mlp = MLP.iter().all(|m| names.iter().any(|n| n == m));
+        let mlp = all || MLP.iter().all(|m| names.iter().any(|n| n == m));
+        if attention.is_empty() {
+            return Err(vec![
+                Diagnostic::error(
+                    "cannot-express",
+                    format!(
+                        "`lora.targets` = {} cannot be said in a file for torchtune",
+                        names.join(", ")
+                    ),
+                )
+                .help("q_proj, k_proj, v_proj, o_proj can, and gate_proj, up_proj, down_proj together"),
+            ]);
+        }
         l.raw(&format!("  lora_attn_modules: [{}]", attention.join(", ")));
         l.put("  apply_lora_to_mlp", mlp);
         l.put("  apply_lora_to_output", false);
@@ -345,7 +363,15 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     if job.given("train.clip_grad_norm").is_some() {
         l.maybe("clip_grad_norm", job.number("train.clip_grad_norm"));
     }
-    l.put("dtype", job.word("train.precision"));
+    // the recipes have no autocast: the law names `train.precision` where the job asks for it
+    let precision = job.word("train.precision");
+    l.put(
+        "dtype",
+        match precision.as_str() {
+            "bf16" | "fp16" => &precision,
+            _ => "fp32",
+        },
+    );
     let ours = job.word("train.optimizer");
     match ours.as_str() {
         "adamw_foreach" | "adamw_fused" => {
