@@ -105,7 +105,7 @@ fn dtypes(s: &mut Source) -> &'static str {
         Some(_) if full => true,
         Some(_) => s.on("bf16"),
     };
-    if n.is_none() && bf16 || auto && bf16 {
+    if bf16 && (n.is_none() || auto) {
         s.job.notes.push(Diagnostic::note(
             "understood",
             "`bf16` is auto: on, as on every card since Ampere",

@@ -398,7 +398,7 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
             l.raw("loss:\n  _component_: torch.nn.CrossEntropyLoss")
         }
         _ => {
-            l.raw("loss:\n  _component_: torchtune.modules.loss.LinearCrossEntropyLoss");
+            l.raw("loss:\n  _component_: torchtune.modules.loss.CEWithChunkedOutputLoss");
             l.put(
                 "  num_output_chunks",
                 job.count("train.loss_chunks").unwrap_or(8),
