@@ -53,6 +53,12 @@ fn k27_the_peak_is_pytorchs_own() {
         // every byte of the peak has a category
         let sum: u64 = d.categories_at_peak.iter().map(|c| c.bytes).sum();
         assert_eq!(sum, d.peak.allocated_bytes);
+        // and every stack's bytes are of one category
+        for c in &d.categories_at_peak {
+            let stacks = d.stacks_at_peak.iter().filter(|k| k.category == c.category);
+            let (bytes, blocks) = stacks.fold((0, 0), |n, k| (n.0 + k.bytes, n.1 + k.blocks));
+            assert_eq!((bytes, blocks), (c.bytes, c.blocks), "{file} {c:?}");
+        }
         let f = &d.fragmentation;
         assert_eq!(
             f.free_bytes + f.allocated_bytes + f.pending_bytes,

@@ -44,15 +44,22 @@ fn cut(text: &str, width: usize) -> String {
     format!("...{tail}")
 }
 
+/// What stands for a stack that recorded no frame.
+pub(crate) const NO_FRAME: &str = "(no frame recorded: autograd's own thread, or a library)";
+
 fn stacks(all: &[StackBytes], s: &Style, out: &mut String) {
     for k in all {
         let _ = writeln!(
             out,
-            "  {:>12}  {:>6} blocks  {}",
+            "  {:>12}  {:>6} block{} {}",
             show(k.bytes, s),
             k.blocks,
+            if k.blocks == 1 { "  " } else { "s " },
             k.category.words()
         );
+        if k.frames.is_empty() {
+            let _ = writeln!(out, "      {NO_FRAME}");
+        }
         for f in k.frames.iter().take(4) {
             let _ = writeln!(out, "      {}", cut(f, s.width.saturating_sub(6)));
         }

@@ -13,7 +13,7 @@ fn escape(t: &str) -> String {
 
 const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#1b1f24;background:#fff}\
 h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse;width:100%}td,th{padding:.2em .6em;text-align:left;\
-border-bottom:1px solid #d8dee4;vertical-align:top}td.n{text-align:right;white-space:nowrap}code{font-size:12px}svg{width:100%;height:auto;\
+border-bottom:1px solid #d8dee4;vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap}code{font-size:12px}svg{width:100%;height:auto;\
 display:block}.a{fill:#2f6f9f}.p{fill:#c98a1b}.f{fill:#e3e8ec}.r{fill:#b9c6d0}.t{fill:#2f6f9f}details{margin:.2em 0}small{color:#57606a}\
 @media(prefers-color-scheme:dark){body{background:#14181c;color:#d7dde3}td,th{border-color:#333b44}.f{fill:#2a323a}.r{fill:#44515d}}";
 
@@ -100,9 +100,12 @@ fn map(segments: &[SegmentRow], out: &mut String) {
 }
 
 fn stacks(all: &[StackBytes], out: &mut String) {
-    out.push_str("<table><tr><th>bytes</th><th>blocks</th><th>category</th><th>stack</th></tr>");
+    out.push_str("<table><tr><th class=\"n\">bytes</th><th class=\"n\">blocks</th><th>category</th><th>stack</th></tr>");
     for s in all {
-        let first = s.frames.first().map_or("(none)".into(), |f| escape(f));
+        let first = s
+            .frames
+            .first()
+            .map_or_else(|| escape(crate::snapshot::NO_FRAME), |f| escape(f));
         let rest: String = s
             .frames
             .iter()
@@ -142,7 +145,7 @@ pub fn page(r: &Report) -> String {
         if !d.timeline.is_empty() {
             timeline(d, &mut out);
         }
-        out.push_str("<h2>Alive at the peak</h2><table><tr><th>category</th><th>bytes</th><th>blocks</th></tr>");
+        out.push_str("<h2>Alive at the peak</h2><table><tr><th>category</th><th class=\"n\">bytes</th><th class=\"n\">blocks</th></tr>");
         for c in &d.categories_at_peak {
             let _ = write!(
                 out,

@@ -293,10 +293,11 @@ pub fn text(s: &Summary, style: &Style) -> String {
     };
     let _ = writeln!(
         t,
-        "run {}: {end}, {:.1} s, {} samples: {}",
+        "run {}: {end}, {:.1} s, {} sample{}: {}",
         s.id,
         s.seconds,
         s.samples,
+        if s.samples == 1 { "" } else { "s" },
         s.command.join(" ")
     );
     for d in &s.devices {

@@ -166,27 +166,28 @@ pub(super) fn frames(s: &Snapshot, stack: u32) -> Vec<String> {
     }
 }
 
-/// Sums blocks by stack; the `top` largest.
+/// Sums blocks by stack and category; the `top` largest. Blocks without a frame (autograd's own threads) are of several categories.
 pub(super) fn stacks<'b>(
     s: &Snapshot,
     c: &mut Categories,
     live: impl Iterator<Item = &'b Live>,
     top: usize,
 ) -> Vec<StackBytes> {
-    let mut sums: FxHashMap<u32, (u64, u64, u64)> = FxHashMap::default();
+    let mut sums: FxHashMap<(u32, Category), (u64, u64)> = FxHashMap::default();
     for l in live {
-        let e = sums.entry(l.stack).or_insert((0, 0, l.requested));
+        let category = c.of(s, l.stack, l.requested);
+        let e = sums.entry((l.stack, category)).or_default();
         e.0 = e.0.saturating_add(l.size);
         e.1 = e.1.saturating_add(1);
     }
     let mut all: Vec<_> = sums.into_iter().collect();
-    all.sort_unstable_by_key(|(stack, (bytes, ..))| (std::cmp::Reverse(*bytes), *stack));
+    all.sort_unstable_by_key(|(key, (bytes, _))| (std::cmp::Reverse(*bytes), *key));
     all.truncate(top);
     all.into_iter()
-        .map(|(stack, (bytes, blocks, requested))| StackBytes {
+        .map(|((stack, category), (bytes, blocks))| StackBytes {
             bytes,
             blocks,
-            category: c.of(s, stack, requested),
+            category,
             frames: frames(s, stack),
         })
         .collect()
