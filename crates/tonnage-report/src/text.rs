@@ -56,7 +56,17 @@ impl Out<'_> {
             if !empty {
                 line.push(' ');
             }
-            line.push_str(word);
+            // a list of values that no line holds breaks after a bar
+            for piece in word.split_inclusive('|') {
+                if line.len() > dent
+                    && dent + word.chars().count() > width
+                    && line.chars().count() + piece.chars().count() > width
+                {
+                    self.line(&line);
+                    line = " ".repeat(dent);
+                }
+                line.push_str(piece);
+            }
             empty = false;
         }
         self.line(&line);
