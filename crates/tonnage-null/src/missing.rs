@@ -32,11 +32,19 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
         explain(&message);
     }
     match code {
-        NOT_SUPPORTED => fail(code),
+        // the driver's functions (cuX...) do not touch the runtime's last error
+        NOT_SUPPORTED if !of_driver(symbol) => fail(code),
         // "Not supported" of cuDNN 9; it was 9 before.
         3000 if real(c"cudnnBackendPopulateCudaGraph").is_none() => 9,
         _ => code,
     }
+}
+
+/// `cu` and a capital letter: the driver's naming.
+fn of_driver(symbol: &str) -> bool {
+    symbol
+        .strip_prefix("cu")
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
 }
 
 /// What to do instead.

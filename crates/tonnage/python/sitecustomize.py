@@ -28,6 +28,7 @@ def _arm(variable, module):
 
 _arm("TONNAGE_RECORD_DIR", "tonnage_recorder")
 _arm("TONNAGE_PUBLISH", "tonnage_hook")
+_arm("TONNAGE_VLLM", "tonnage_vllm")
 try:
     _next_sitecustomize()
 except Exception as e:

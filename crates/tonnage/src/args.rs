@@ -386,6 +386,7 @@ pub struct SchemaArgs {
 pub enum SchemaName {
     Audit,
     Doctor,
+    DryRunEngine,
     Compare,
     Diff,
     DryRun,

@@ -1,5 +1,6 @@
 //! `tonnage dry-run`: the user's own script on the null device.
 
+use super::dry_engine::{self, Engine};
 use crate::Status;
 use crate::args::Format;
 use crate::dry::run::{self, Done, Plan};
@@ -83,36 +84,6 @@ fn processes(command: &[String]) -> usize {
     1
 }
 
-/// Engines that are not run through this verb yet, with what to use.
-fn refused(command: &[String]) -> Option<Diagnostic> {
-    let name = |w: &String| w.rsplit('/').next().unwrap_or(w).to_string();
-    let first = command.first().map(name).unwrap_or_default();
-    let module = command
-        .iter()
-        .position(|a| a == "-m")
-        .and_then(|i| command.get(i + 1))
-        .map_or("", String::as_str);
-    if first == "vllm" || module.starts_with("vllm") {
-        return Some(
-            Diagnostic::error(
-                "unavailable",
-                "a dry run of vLLM's server is not supported: its start-up reads device memory back and waits for worker processes that the null device cannot answer for yet",
-            )
-            .help("`tonnage estimate --gpu ID -- vllm serve MODEL ...` computes its KV tokens and concurrency"),
-        );
-    }
-    if first.starts_with("llama-") {
-        return Some(
-            Diagnostic::error(
-                "unavailable",
-                "a dry run of llama.cpp is not supported: it has no PyTorch allocator to record",
-            )
-            .help("`tonnage estimate --gpu ID -- llama-server -m FILE ...` computes its buffers"),
-        );
-    }
-    None
-}
-
 /// Every command that `--set` makes, with the value that varies.
 fn variants(a: &DryRunArgs) -> Result<Vec<(String, Vec<String>)>, String> {
     let mut all = vec![(String::new(), a.command.clone())];
@@ -163,8 +134,10 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
         Ok(v) => v,
         Err(e) => return fail(Diagnostic::error("bad-set", e)),
     };
-    if let Some(d) = refused(&a.command) {
-        return fail(d);
+    match dry_engine::engine(&a.command) {
+        Engine::No => {}
+        Engine::Vllm => return dry_engine::run(a, &device, out),
+        Engine::Refused(d) => return fail(d),
     }
     let ready = run::platform()
         .and_then(|()| null::library().map(|_| ()))

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod compare;
 pub mod diff;
 pub mod doctor;
+pub mod dry_engine;
 pub mod dry_run;
 pub mod estimate;
 pub mod explain;

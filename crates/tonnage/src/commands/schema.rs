@@ -20,6 +20,9 @@ pub fn run(a: &SchemaArgs, out: &Output) -> Status {
         SchemaName::Models => include_str!("../../../../docs/schema/models-1.json"),
         SchemaName::Explain => include_str!("../../../../docs/schema/explain-1.json"),
         SchemaName::Audit => include_str!("../../../../docs/schema/audit-1.json"),
+        SchemaName::DryRunEngine => {
+            include_str!("../../../../docs/schema/dry-run-engine-1.json")
+        }
         SchemaName::Fit => include_str!("../../../../docs/schema/fit-1.json"),
         SchemaName::Footprint => include_str!("../../../../docs/schema/footprint-1.json"),
         SchemaName::Plan => include_str!("../../../../docs/schema/plan-1.json"),

@@ -5,3 +5,4 @@ pub mod python;
 pub mod recording;
 pub mod run;
 pub mod script;
+pub mod vllm;

@@ -28,6 +28,10 @@ const FILES: [(&str, &str); 4] = [
         "tonnage_lone.py",
         include_str!("../../python/tonnage_lone.py"),
     ),
+    (
+        "tonnage_vllm.py",
+        include_str!("../../python/tonnage_vllm.py"),
+    ),
 ];
 
 /// What to run and on what.
@@ -103,15 +107,13 @@ pub fn check(command: &[String], card: &Device) -> Result<Option<python::Torch>,
     Ok(Some(t))
 }
 
-/// Runs.
+/// The command with the null device and the recorder around it, in a folder of its own; and where the device reports.
 ///
 /// # Errors
 /// What keeps it from being started.
-pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
+pub fn prepare(plan: &Plan, at: &Path) -> Result<(Command, PathBuf), Diagnostic> {
     let io = |e: std::io::Error| Diagnostic::error("unavailable", e.to_string());
     let library = null::library()?;
-    let temp = tempfile::tempdir().map_err(io)?;
-    let at = temp.path();
     let null_dir = null::folder(at, &library).map_err(io)?;
     let hook = at.join("python");
     let record = at.join("record");
@@ -162,6 +164,19 @@ pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
     for (k, v) in plan.env {
         c.env(k, v);
     }
+    Ok((c, report))
+}
+
+/// Runs.
+///
+/// # Errors
+/// What keeps it from being started.
+pub fn run(plan: &Plan) -> Result<Done, Diagnostic> {
+    let io = |e: std::io::Error| Diagnostic::error("unavailable", e.to_string());
+    let temp = tempfile::tempdir().map_err(io)?;
+    let at = temp.path();
+    let record = at.join("record");
+    let (mut c, report) = prepare(plan, at)?;
     if plan.aside {
         c.stdout(Stdio::from(std::io::stderr()));
     }

@@ -34,10 +34,18 @@ impl Drop for Tensor {
 
 impl Device {
     pub fn new() -> Device {
-        let config = AllocatorConfig {
+        Device::with(AllocatorConfig {
             max_split_size: Some(MAX_SPLIT),
             ..AllocatorConfig::default()
-        };
+        })
+    }
+
+    /// With the allocator's defaults, as after the profile run.
+    pub fn plain() -> Device {
+        Device::with(AllocatorConfig::default())
+    }
+
+    fn with(config: AllocatorConfig) -> Device {
         Device(Rc::new(RefCell::new(Inner {
             allocator: CachingAllocator::new(config, None),
             spare: vec![],

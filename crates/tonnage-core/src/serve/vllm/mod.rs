@@ -5,6 +5,7 @@
 mod device;
 mod experts;
 mod families;
+mod graphs;
 pub mod kv;
 pub mod model;
 mod profile;

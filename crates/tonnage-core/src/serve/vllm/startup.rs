@@ -2,6 +2,7 @@
 //! `v1/worker/utils.py`).
 
 use super::device::Device;
+use super::graphs::{self, Widths};
 use super::kv::{self, Group, Pool, Refusal, Request};
 use super::model::{Model, Scheduling};
 use super::profile::{Left, Profile};
@@ -119,20 +120,27 @@ pub fn requested(s: &Settings, card: &Card) -> u64 {
     (card.total as f64 * s.gpu_memory_utilization).ceil() as u64
 }
 
-/// The least that vLLM counts for its CUDA graphs: 1 MiB for each one, captured piecewise for every size and whole for those of up to
-/// `max_num_seqs` requests (`v1/worker/gpu/cudagraph_utils.py`). The graphs' own pool (50 to 450 MiB in the records) comes on top and
-/// is not simulated.
-fn graph_floors(max_num_seqs: u64) -> u64 {
-    let most = (2 * max_num_seqs).min(512);
-    let sizes = [1, 2, 4]
-        .into_iter()
-        .chain((8..=256).step_by(8))
-        .chain((272..=512).step_by(16));
-    sizes
-        .filter(|n| *n <= most)
-        .map(|n| 1 + u64::from(n <= max_num_seqs))
-        .sum::<u64>()
-        << 20
+/// Widths of a layer for the graphs' capture.
+fn widths(m: &Model, tp: u64) -> Widths {
+    let heads = (m.heads / tp).max(1);
+    let keys = (m.kv_heads / tp).max(1) * m.head_dim;
+    let queries = heads * m.head_dim;
+    let inner = if m.moe.is_some() {
+        // experts' buffers lie in a workspace that is there before
+        0
+    } else {
+        m.intermediate / tp
+    };
+    Widths {
+        hidden: m.hidden,
+        qkv: queries + 2 * keys,
+        queries,
+        keys,
+        heads,
+        gate_up: 2 * inner,
+        act: inner,
+        layers: m.layers,
+    }
 }
 
 /// Loads and profiles.
@@ -145,7 +153,8 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     let (n, v, t) = (s.max_num_seqs, m.vocab, s.max_num_batched_tokens);
     let d = Device::new();
     // cuBLAS's workspace, and the runner's small buffers
-    let workspace = d.tensor(if card.hopper { 32 << 20 } else { 8_519_680 });
+    let cublas = if card.hopper { 32 << 20 } else { 8_519_680 };
+    let workspace = d.tensor(cublas);
     let before = d.reserved();
     let buffers = runner::buffers(&d, n, t);
     let mut loader = Loader::new(&d, m, tp);
@@ -195,7 +204,11 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     let consumed = d.reserved().saturating_sub(before);
     drop((left, hybrid, state, loader, buffers, workspace));
     let requested = requested(s, card);
-    let graphs = if s.enforce_eager { 0 } else { graph_floors(n) };
+    let graphs = if s.enforce_eager {
+        0
+    } else {
+        graphs::estimate(&widths(m, tp), n, cublas)
+    };
     Ok(Startup {
         requested_memory: requested,
         weights_bytes,

@@ -1,0 +1,130 @@
+//! Serving engines under `dry-run`. TONNAGE_TEST_VLLM_PYTHON names a Python with vLLM 0.33 (9 GB, so continuous integration has none);
+//! without it the test of vLLM's own start says so and ends. What needs no vLLM is tested always.
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+// makes cargo build the library that is preloaded
+use tonnage_null as _;
+
+fn here(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn tonnage(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tonnage"))
+        .args(args)
+        .output()
+        .expect("the program runs")
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stderr).into_owned()
+}
+
+fn records() -> Vec<Value> {
+    let text = std::fs::read_to_string(here("../../groundtruth/dry-run-vllm.jsonl")).unwrap();
+    text.lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
+}
+
+fn flags(r: &Value) -> Vec<&str> {
+    r["flags"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| f.as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn llama_cpp_and_other_commands_of_vllm_are_refused_with_what_to_use() {
+    for (command, says) in [
+        (
+            vec!["llama-server", "-m", "x.gguf"],
+            "estimate --gpu ID -- llama-server",
+        ),
+        (vec!["vllm", "bench", "m"], "vllm serve"),
+    ] {
+        let o = tonnage(&[&["dry-run", "--"], command.as_slice()].concat());
+        assert_eq!(o.status.code(), Some(4), "{}", err(&o));
+        assert!(err(&o).contains(says), "{}", err(&o));
+        assert!(o.stdout.is_empty());
+    }
+}
+
+#[test]
+fn committed_starts_of_vllm_are_what_estimate_says() {
+    let all = records();
+    assert!(!all.is_empty());
+    for r in &all {
+        let model = here("../../catalog/models").join(r["model"].as_str().unwrap());
+        let model = model.display().to_string();
+        let gpu = r["gpu"].as_str().unwrap();
+        let o = tonnage(
+            &[
+                &[
+                    "estimate", "--gpu", gpu, "--format", "json", "--", "vllm", "serve", &model,
+                ],
+                flags(r).as_slice(),
+            ]
+            .concat(),
+        );
+        let v: Value =
+            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e} {}", err(&o)));
+        let (ours, theirs) = (&v["cache"]["tokens"], &r["engine_says"]["kv_tokens"]);
+        assert_eq!(ours, theirs, "{}", r["id"]);
+    }
+}
+
+#[test]
+fn vllm_itself_starts_on_the_null_device_and_says_its_tokens() {
+    let Some(python) = std::env::var("TONNAGE_TEST_VLLM_PYTHON")
+        .ok()
+        .filter(|p| !p.is_empty())
+    else {
+        eprintln!(
+            "\n!!! vllm_itself_starts DID NOT RUN: set TONNAGE_TEST_VLLM_PYTHON to a Python with vLLM 0.33 !!!\n"
+        );
+        return;
+    };
+    for r in records().iter().filter(|r| r["test"] == true) {
+        let model = here("../../catalog/models").join(r["model"].as_str().unwrap());
+        let model = model.display().to_string();
+        let server = [
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            &model,
+        ];
+        let o = tonnage(
+            &[
+                &[
+                    "dry-run",
+                    "--gpu",
+                    r["gpu"].as_str().unwrap(),
+                    "--format",
+                    "json",
+                    "--",
+                    &python,
+                ],
+                server.as_slice(),
+                flags(r).as_slice(),
+            ]
+            .concat(),
+        );
+        assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+        let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+        assert_eq!(
+            v["engine_says"]["kv_tokens"], r["engine_says"]["kv_tokens"],
+            "{}",
+            r["id"]
+        );
+        assert_eq!(
+            v["engine_says"]["max_concurrency"],
+            r["engine_says"]["max_concurrency"]
+        );
+        assert_eq!((&v["equal"], &v["started"]), (&true.into(), &true.into()));
+    }
+}
