@@ -8,6 +8,7 @@ use crate::dry::run::{self, Plan};
 use crate::dry::vllm::{self, Done};
 use crate::output::Output;
 use serde_json::{Value, json};
+use tonnage_catalog::Gpus;
 use tonnage_core::Diagnostic;
 use tonnage_core::serve::command::{self, Command};
 use tonnage_core::serve::vllm::Pool;
@@ -56,11 +57,12 @@ pub fn engine(words: &[String]) -> Engine {
 fn predicted(
     words: &[String],
     gpu: &str,
+    gpus: &Gpus,
 ) -> Result<(VllmRun, Result<Outcomes, Diagnostic>), Diagnostic> {
     let Command::Vllm(v) = command::parse(words)? else {
         return Err(Diagnostic::error("bad-command", "not vLLM's server"));
     };
-    let run = VllmRun::new(*v, Some(gpu)).map_err(|f| f.0)?;
+    let run = VllmRun::new(*v, Some(gpu), gpus).map_err(|f| f.0)?;
     let outcomes = run.start.run().map_err(|e| core(&run.command.model, e).0);
     Ok((run, outcomes))
 }
@@ -93,7 +95,7 @@ pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
     if let Err(d) = ready {
         return fail(d);
     }
-    let (prediction, outcomes) = match predicted(&a.command, &device.gpu.id) {
+    let (prediction, outcomes) = match predicted(&a.command, &device.gpu.id, &out.catalogs.gpus) {
         Ok(p) => p,
         Err(d) => return fail(d),
     };

@@ -7,6 +7,7 @@ mod experts;
 mod families;
 mod graphs;
 pub mod kv;
+mod layers;
 pub mod model;
 mod profile;
 mod runner;
@@ -14,5 +15,6 @@ mod startup;
 mod weights;
 
 pub use kv::{Group, Pool, Refusal, Request};
-pub use model::{Model, Scheduling};
+pub use layers::Scheduling;
+pub use model::Model;
 pub use startup::{Card, Settings, Startup, groups, outcome, pool, request, requested, start};

@@ -4,7 +4,8 @@
 use super::device::Device;
 use super::graphs::{self, Widths};
 use super::kv::{self, Group, Pool, Refusal, Request};
-use super::model::{Model, Scheduling};
+use super::layers::Scheduling;
+use super::model::Model;
 use super::profile::{Left, Profile};
 use super::runner;
 use super::weights::Loader;
