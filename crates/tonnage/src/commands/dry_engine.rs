@@ -91,7 +91,7 @@ pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
     }
     let ready = run::platform()
         .and_then(|()| crate::dry::null::library().map(|_| ()))
-        .and_then(|()| run::check(&a.command));
+        .and_then(|()| run::check(&a.command, device).map(|_| ()));
     if let Err(d) = ready {
         return fail(d);
     }

@@ -11,7 +11,7 @@ use tonnage_explain::oom::Scanner;
 use tonnage_explain::oom::log::Log;
 use tonnage_trace::Trace;
 
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     (
         "sitecustomize.py",
         include_str!("../../python/sitecustomize.py"),

@@ -9,6 +9,9 @@ use super::device::{Device, Tensor};
 
 /// Least that vLLM counts for each whole graph (`_MIN_PER_GRAPH_BYTES`).
 const FLOOR: i64 = 1 << 20;
+/// Splits of the keys that vLLM has FlashAttention 3 prepare for where graphs are captured whole
+/// (`flash_attn_max_num_splits_for_cuda_graph`).
+const SPLITS: u64 = 32;
 /// Layers after which segments repeat; no more are played.
 const LAYERS: u64 = 4;
 
@@ -25,6 +28,24 @@ pub(super) struct Widths {
     pub gate_up: u64,
     pub act: u64,
     pub layers: u64,
+    /// FlashAttention 3 runs: compute capability 9.
+    pub hopper: bool,
+}
+
+/// What the attention kernel takes for `t` tokens and gives back at once. Before Hopper (FlashAttention 2): positions, for single queries the heads of
+/// a group side by side, softmax statistics. On Hopper (FlashAttention 3, `hopper/flash_api.cpp`, `mha_fwd`): statistics, then outputs and statistics of
+/// every split in fp32, whether or not this forward is captured whole.
+fn attend(w: &Widths, t: u64, on: &Device, whole: bool) {
+    if w.hopper {
+        let _statistics = on.tensor(4 * t * w.heads);
+        let _outputs = on.tensor(4 * SPLITS * t * w.queries);
+        let _of_splits = on.tensor(4 * SPLITS * t * w.heads);
+    } else {
+        let q = 2 * t * w.queries;
+        let _positions = on.tensor(4 * (t + 1));
+        let _swapped = whole.then(|| (on.tensor(q), on.tensor(q)));
+        let _statistics = on.tensor(4 * t * w.heads);
+    }
 }
 
 /// Sizes that are captured piecewise, the largest first.
@@ -59,12 +80,7 @@ fn forward(
     let mut keys = pieces.tensor(2 * t * w.keys);
     let mut out = pieces.tensor(q);
     for left in (0..w.layers.clamp(1, LAYERS)).rev() {
-        {
-            // the kernel's own: positions, softmax statistics, and for single queries the heads of a group side by side
-            let _positions = attention.tensor(4 * (t + 1));
-            let _swapped = whole.then(|| (attention.tensor(q), attention.tensor(q)));
-            let _statistics = attention.tensor(4 * t * w.heads);
-        }
+        attend(w, t, attention, whole);
         drop(keys);
         drop(qkv);
         drop(normed);
@@ -155,6 +171,7 @@ mod tests {
             gate_up: 2 * inner,
             act: inner,
             layers,
+            hopper: false,
         }
     }
 
@@ -167,6 +184,18 @@ mod tests {
             (dense(4096, 12288, 32, 8, 36), 159_383_552),
         ] {
             assert_eq!(estimate(&w, 256, A100), recorded);
+        }
+    }
+
+    #[test]
+    fn recorded_estimates_on_hopper_are_met_to_the_byte() {
+        // records vllm-242, vllm-244: Qwen2.5-7B with 64 sequences, Qwen3-8B
+        for (w, sequences, recorded) in [
+            (dense(3584, 18944, 28, 4, 28), 64, 136_314_880),
+            (dense(4096, 12288, 32, 8, 36), 256, 436_207_616),
+        ] {
+            let w = Widths { hopper: true, ..w };
+            assert_eq!(estimate(&w, sequences, 32 << 20), recorded);
         }
     }
 

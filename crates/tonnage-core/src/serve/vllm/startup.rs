@@ -122,7 +122,7 @@ pub fn requested(s: &Settings, card: &Card) -> u64 {
 }
 
 /// Widths of a layer for the graphs' capture.
-fn widths(m: &Model, tp: u64) -> Widths {
+fn widths(m: &Model, tp: u64, hopper: bool) -> Widths {
     let heads = (m.heads / tp).max(1);
     let keys = (m.kv_heads / tp).max(1) * m.head_dim;
     let queries = heads * m.head_dim;
@@ -141,6 +141,7 @@ fn widths(m: &Model, tp: u64) -> Widths {
         gate_up: 2 * inner,
         act: inner,
         layers: m.layers,
+        hopper,
     }
 }
 
@@ -208,7 +209,7 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     let graphs = if s.enforce_eager {
         0
     } else {
-        graphs::estimate(&widths(m, tp), n, cublas)
+        graphs::estimate(&widths(m, tp, card.hopper), n, cublas)
     };
     Ok(Startup {
         requested_memory: requested,
