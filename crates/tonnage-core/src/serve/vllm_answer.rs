@@ -357,7 +357,7 @@ pub fn answer(start: &Start, v: &Vllm, device: &Device) -> Result<Serving, CoreE
         "driver memory of kernels that load between vLLM's two snapshots (0.05 to 0.3 GiB in public logs) lowers the budget one for one and is not counted".to_string(),
     ];
     if !s.enforce_eager {
-        notes.push("CUDA graphs are counted with vLLM's floor of 1 MiB each; their own pool (50 to 450 MiB in the records) is not simulated".into());
+        notes.push("CUDA graphs are what vLLM's trial capture finds, of which the start reserves as much; the buffers between two attentions are those of plain decoders".into());
     }
     if s.tensor_parallel_size > 1 {
         notes.push("every rank takes the same; NCCL's buffers come before the first snapshot and are not counted".into());

@@ -28,6 +28,8 @@ pub(super) struct Widths {
     pub gate_up: u64,
     pub act: u64,
     pub layers: u64,
+    /// Experts and how many of them a token takes, where the layers are mixtures.
+    pub experts: Option<(u64, u64)>,
     /// FlashAttention 3 runs: compute capability 9.
     pub hopper: bool,
 }
@@ -61,55 +63,100 @@ pub(super) fn sizes(max_num_seqs: u64) -> Vec<u64> {
     all
 }
 
-/// One forward of `t` tokens; hands back the hidden states. Buffers of Inductor's pieces come from `pieces`, those of the attention kernel from
-/// `attention`; `between` runs before each piece (a capture empties the cache). Where the queries are as wide as the hidden states, an attention
-/// writes into the storage of the down projection before it, which the residual sum has read.
-fn forward(
-    w: &Widths,
-    t: u64,
-    pieces: &Device,
-    attention: &Device,
-    whole: bool,
-    between: &dyn Fn(),
-) -> Tensor {
+/// Where a compiled forward plays.
+pub(super) struct Play<'a> {
+    /// Buffers of Inductor's pieces.
+    pub pieces: &'a Device,
+    /// The attention kernel's own; none before there is a cache, as in the profile run.
+    pub attention: Option<&'a Device>,
+    /// Captured whole: single queries.
+    pub whole: bool,
+    /// Runs before each piece (a capture empties the cache).
+    pub between: &'a dyn Fn(),
+    /// Experts in place of the two projections.
+    pub experts: Option<&'a dyn Fn() -> Tensor>,
+}
+
+/// What Inductor's pieces between two attentions hold during one forward of `t` tokens; hands back the hidden states. Where the queries are as wide as the
+/// hidden states, the turned queries take the norm's storage, and an attention writes into that of the down projection before it, which the residual sum
+/// has read. After experts, residual and norm are written in place (Qwen3-30B-A3B on an H100).
+pub(super) fn forward(w: &Widths, t: u64, p: &Play) -> Tensor {
     let (h, q) = (2 * t * w.hidden, 2 * t * w.queries);
-    between();
-    let mut residual = pieces.tensor(h);
-    let mut normed = pieces.tensor(h);
-    let mut qkv = pieces.tensor(2 * t * w.qkv);
-    let mut keys = pieces.tensor(2 * t * w.keys);
-    let mut out = pieces.tensor(q);
+    let new = |bytes: u64| p.pieces.tensor(bytes);
+    let turned = |normed: Tensor| {
+        if q == h {
+            return normed;
+        }
+        drop(normed);
+        new(q)
+    };
+    (p.between)();
+    let mut residual = new(h);
+    let normed = new(h);
+    let mut qkv = new(2 * t * w.qkv);
+    let mut queries = turned(normed);
+    let mut keys = new(2 * t * w.keys);
+    let mut out = new(q);
     for left in (0..w.layers.clamp(1, LAYERS)).rev() {
-        attend(w, t, attention, whole);
+        if let Some(on) = p.attention {
+            attend(w, t, on, p.whole);
+        }
         drop(keys);
         drop(qkv);
-        drop(normed);
-        between();
-        let projected = pieces.tensor(h);
-        let norm = pieces.tensor(h);
-        let gate_up = pieces.tensor(2 * t * w.gate_up);
-        drop(norm);
-        let act = pieces.tensor(2 * t * w.act);
-        drop(gate_up);
-        let mut down = pieces.tensor(h);
-        drop(act);
+        drop(queries);
+        (p.between)();
+        let projected = new(h);
+        let norm = new(h);
+        let (sum, normed, spare) = if let Some(experts) = p.experts {
+            let sum = new(h);
+            let routed = experts();
+            drop(projected);
+            (sum, norm, routed)
+        } else {
+            let gate_up = new(2 * t * w.gate_up);
+            drop(norm);
+            let act = new(2 * t * w.act);
+            drop(gate_up);
+            let down = new(h);
+            drop(act);
+            if left == 0 {
+                drop((projected, out, residual));
+                return down;
+            }
+            let sum = new(h);
+            let normed = new(h);
+            drop(projected);
+            (sum, normed, down)
+        };
+        let spare = (q == h).then_some(spare);
         if left == 0 {
-            drop((projected, out, residual));
-            return down;
+            drop((sum, spare, out, residual));
+            return normed;
         }
-        let sum = pieces.tensor(h);
-        normed = pieces.tensor(h);
-        drop(projected);
-        qkv = pieces.tensor(2 * t * w.qkv);
-        keys = pieces.tensor(2 * t * w.keys);
-        if q != h {
-            drop(down);
-            down = pieces.tensor(q);
-        }
-        drop(std::mem::replace(&mut out, down));
+        qkv = new(2 * t * w.qkv);
+        queries = turned(normed);
+        keys = new(2 * t * w.keys);
+        let next = spare.unwrap_or_else(|| new(q));
+        drop(std::mem::replace(&mut out, next));
         drop(std::mem::replace(&mut residual, sum));
     }
     residual
+}
+
+/// Experts of a capture: router, the chosen ones with their weights, the sum; the products lie in a workspace that is there before.
+fn routed(w: &Widths, (experts, chosen): (u64, u64), t: u64, on: &Device) -> Tensor {
+    let _logits = on.tensor(2 * t * experts);
+    let _chosen = (on.tensor(4 * t * chosen), on.tensor(4 * t * chosen));
+    drop(on.tensor(4 * t * chosen));
+    let out = on.tensor(2 * t * w.hidden);
+    let slots = t * chosen + experts * 127;
+    let _aligned = (
+        on.tensor(4 * slots),
+        on.tensor(4 * slots.div_ceil(128)),
+        on.tensor(4),
+    );
+    drop(on.tensor(4 * (experts + 1)));
+    out
 }
 
 /// `cudagraph_memory_estimate`. `workspace`: cuBLAS's for the stream of the captures.
@@ -123,7 +170,18 @@ pub(super) fn estimate(w: &Widths, max_num_seqs: u64, workspace: u64) -> u64 {
     let (outside, pool) = (Device::plain(), Device::plain());
     let empty = || outside.empty_cache();
     let nothing = || ();
-    let warm = |t: u64, full: bool| forward(w, t, &outside, &outside, full, &nothing);
+    let play = |t: u64, pieces: &Device, attention: &Device, whole: bool, between: &dyn Fn()| {
+        let experts = w.experts.map(|e| move || routed(w, e, t, pieces));
+        let p = Play {
+            pieces,
+            attention: Some(attention),
+            whole,
+            between,
+            experts: experts.as_ref().map(|f| f as &dyn Fn() -> Tensor),
+        };
+        forward(w, t, &p)
+    };
+    let warm = |t: u64, full: bool| play(t, &outside, &outside, full, &nothing);
     // cuBLAS's workspace of the stream, and after the first warm-up the hidden states' buffer: both outlive the captures
     let top = piecewise.first().copied().unwrap_or(1);
     let workspace = outside.tensor(workspace);
@@ -135,14 +193,14 @@ pub(super) fn estimate(w: &Widths, max_num_seqs: u64, workspace: u64) -> u64 {
             drop(warm(t, false));
         }
         empty();
-        drop(forward(w, t, &pool, &outside, false, &empty));
+        drop(play(t, &pool, &outside, false, &empty));
     }
     let mut samples: Vec<i64> = Vec::new();
     for &t in whole.iter().take(2) {
         drop(warm(t, true));
         let before = (outside.reserved() + pool.reserved()) as i64;
         empty();
-        drop(forward(w, t, &pool, &pool, true, &nothing));
+        drop(play(t, &pool, &pool, true, &nothing));
         samples.push((outside.reserved() + pool.reserved()) as i64 - before);
     }
     let measured = (outside.reserved() + pool.reserved()) as i64;
@@ -171,6 +229,7 @@ mod tests {
             gate_up: 2 * inner,
             act: inner,
             layers,
+            experts: None,
             hopper: false,
         }
     }

@@ -2,6 +2,7 @@
 //! their tensors, then the sampler (vLLM 0.33.0, `model_executor/models/*.py`, `v1/worker/gpu/model_runner.py`, `v1/worker/gpu/sample`).
 
 use super::device::{Device, Tensor};
+use super::graphs::{self, Play, Widths};
 use super::model::{Family, Model, Weights};
 use super::runner;
 use super::weights::widths;
@@ -34,6 +35,10 @@ impl Left {
 }
 
 pub(super) struct Profile<'a> {
+    /// Set where Inductor has compiled the forward.
+    pub compiled: Option<Widths>,
+    /// Inductor has no cache of this model yet and times its kernels.
+    pub autotunes: bool,
     pub device: &'a Device,
     pub m: &'a Model,
     pub tp: u64,
@@ -132,7 +137,28 @@ impl Profile<'_> {
     pub fn run(&self) {
         let (d, n) = (self.device, self.requests);
         let batch = runner::dummy(d, n);
-        let hidden = self.forward();
+        if self.autotunes {
+            // on example tensors: the whole embedding table and two activations
+            let (table, activation) = (
+                2 * self.m.vocab * self.m.hidden / self.tp,
+                2 * self.tokens * self.m.hidden,
+            );
+            drop([table, activation, activation].map(|bytes| d.tensor(bytes)));
+        }
+        let hidden = match &self.compiled {
+            None => self.forward(),
+            Some(w) => {
+                let experts = || self.experts();
+                let play = Play {
+                    pieces: d,
+                    attention: None,
+                    whole: false,
+                    between: &|| (),
+                    experts: self.m.moe.map(|_| &experts as &dyn Fn() -> Tensor),
+                };
+                graphs::forward(w, self.tokens, &play)
+            }
+        };
         let index = d.tensor(8 * n);
         let sampled = d.tensor(2 * n * self.m.hidden);
         drop((index, batch));

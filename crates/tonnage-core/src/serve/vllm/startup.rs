@@ -5,7 +5,7 @@ use super::device::Device;
 use super::graphs::{self, Widths};
 use super::kv::{self, Group, Pool, Refusal, Request};
 use super::layers::Scheduling;
-use super::model::Model;
+use super::model::{Family, Model, Weights};
 use super::profile::{Left, Profile};
 use super::runner;
 use super::weights::Loader;
@@ -141,8 +141,17 @@ fn widths(m: &Model, tp: u64, hopper: bool) -> Widths {
         gate_up: 2 * inner,
         act: inner,
         layers: m.layers,
+        experts: m.moe.map(|e| (e.experts, e.top_k)),
         hopper,
     }
+}
+
+/// Whether what Inductor's pieces hold is known: 16-bit decoders of the plain kind on one rank. Of others the eager forward is played.
+fn compiles(m: &Model, tp: u64) -> bool {
+    use Family::*;
+    tp == 1
+        && m.weights == Ok(Weights::Half)
+        && matches!(m.family, Llama | Phi3 | Qwen2 | Qwen3 | Qwen3Moe | Mixtral)
 }
 
 /// Loads and profiles.
@@ -172,7 +181,7 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     let state = runner::sampler_state(&d, n, v);
     // request state of hybrids (`model_states/mamba_hybrid.py`)
     let hybrid: Vec<_> = (0..4)
-        .filter(|_| m.family == super::model::Family::NemotronH)
+        .filter(|_| m.family == Family::NemotronH)
         .map(|_| d.tensor(4 * n))
         .collect();
     d.empty_cache();
@@ -181,7 +190,10 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
     if let Some(at) = loader.wide_rope {
         *left.table.borrow_mut() = loader.take(at);
     }
+    let compiled = (!s.enforce_eager && compiles(m, tp)).then(|| widths(m, tp, card.hopper));
     let profile = Profile {
+        compiled,
+        autotunes: !s.enforce_eager && !s.inductor_cache_warm,
         device: &d,
         m,
         tp,
@@ -196,12 +208,7 @@ pub fn start(m: &Model, s: &Settings, card: &Card) -> Result<Startup, CoreError>
         left: &left,
     };
     profile.run();
-    let mut headroom = d.peak().saturating_sub(d.allocated());
-    if !s.enforce_eager && !s.inductor_cache_warm && m.moe.is_none() {
-        // autotuning makes example tensors of the whole embedding table and of two activations (records vllm-244, -246, -256, -269)
-        let examples = 2 * m.vocab * m.hidden / tp + 4 * t * m.hidden;
-        headroom = headroom.max(examples.saturating_sub(1 << 20));
-    }
+    let headroom = d.peak().saturating_sub(d.allocated());
     d.empty_cache();
     let consumed = d.reserved().saturating_sub(before);
     drop((left, hybrid, state, loader, buffers, workspace));
