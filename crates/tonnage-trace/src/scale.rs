@@ -1,7 +1,7 @@
 //! A trace for a batch or a length that was not run, out of two or three that were. Where the recordings are the same events with other
 //! sizes, every request is continued on its own (a line through two runs, a parabola through three) and the whole is run through the
 //! allocator: its rounding and its cache are then real, not scaled. Where they are not (kernels choose other ways of reduction at other
-//! sizes, so that temporaries come and go), only the totals are continued, and that is said.
+//! sizes, so that temporaries come and go), the two nearest alone are continued, or where they part too only the totals, and that is said.
 
 use crate::again;
 use crate::trace::{Event, Figures, Trace};
@@ -10,16 +10,16 @@ use tonnage_sim::alloc::AllocatorConfig;
 /// A scaled trace and what is known about its error.
 #[derive(Clone, Debug)]
 pub struct Scaled {
-    /// The events; absent where only totals could be continued, with the reason in `parted`.
+    /// The events; absent where only totals could be continued.
     pub trace: Option<Trace>,
+    /// Why not all recordings were continued, or only their totals.
     pub parted: Option<ScaleError>,
     pub peak: Figures,
-    /// With three recordings: the middle one as the line through the others has it, less what was recorded; by request sizes that do
-    /// not fit a line, the error of a line.
+    /// With three recordings: the middle one by the line through the others; where only two were continued, the third by theirs.
     pub check: Option<Check>,
 }
 
-/// The recording in the middle, continued from the other two, beside what it really was.
+/// A recording as continued from the other two, beside what it really was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
     pub at: u64,
@@ -146,7 +146,10 @@ pub fn scale(
         return Err(ScaleError::Same(w[0].0));
     }
     if let Err(e) = same_events(&runs) {
-        return totals(&runs, x, config, e);
+        return match nearest(&runs, x, config, &e) {
+            Some(s) => Ok(s),
+            None => totals(&runs, x, config, e),
+        };
     }
     let trace = continued(&runs, x)?;
     let run = again::replay(&trace, config, None);
@@ -180,6 +183,38 @@ pub fn scale(
         trace: Some(trace),
         parted: None,
         peak: run.peak,
+        check,
+    })
+}
+
+/// Of three recordings only the two nearest to `x` (nearest on its side) are the same events: those are continued, and the third checks.
+fn nearest(
+    runs: &[(u64, &Trace)],
+    x: u64,
+    config: &AllocatorConfig,
+    parted: &ScaleError,
+) -> Option<Scaled> {
+    let &[first, middle, last] = runs else {
+        return None;
+    };
+    let (pair, other) = if x >= middle.0 {
+        ([middle, last], first)
+    } else {
+        ([first, middle], last)
+    };
+    same_events(&pair).ok()?;
+    let trace = continued(&pair, x).ok()?;
+    let check = continued(&pair, other.0).ok().map(|line| Check {
+        at: other.0,
+        by_line: again::replay(&line, config, None).peak,
+        recorded: again::replay(other.1, config, None).peak,
+        bent: 0,
+    });
+    let peak = again::replay(&trace, config, None).peak;
+    Some(Scaled {
+        trace: Some(trace),
+        parted: Some(parted.clone()),
+        peak,
         check,
     })
 }

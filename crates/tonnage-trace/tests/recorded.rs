@@ -241,6 +241,36 @@ fn scaling_says_where_recordings_part() {
     );
 }
 
+/// The smallest recording went another way (a kernel with other temporaries): the two others are continued, and it checks them.
+#[test]
+fn scaling_leaves_out_a_recording_that_parts() {
+    let t = plain();
+    let config = AllocatorConfig::default();
+    let mut first = grown(&t, 1);
+    let last = first.events.len() - 1;
+    first.events.truncate(last);
+    let (two, three) = (grown(&t, 2), grown(&t, 3));
+    let runs = [(1, &first), (2, &two), (3, &three)];
+    let s = scale(&runs, 7, &config).unwrap();
+    assert_eq!(
+        s.peak,
+        again::replay(&grown(&t, 7), &config, None).peak,
+        "request by request"
+    );
+    assert!(s.trace.is_some());
+    assert!(matches!(s.parted, Some(ScaleError::Different(1, 2, ..))));
+    let check = s.check.unwrap();
+    assert_eq!(check.at, 1);
+    assert_eq!(
+        check.recorded,
+        again::replay(&first, &config, None).peak,
+        "what the third really was"
+    );
+    // below the middle the two that are nearest part
+    let s = scale(&runs, 1, &config).unwrap();
+    assert!(s.trace.is_none() && s.parted.is_some());
+}
+
 #[test]
 fn a_difference_is_found_where_it_is() {
     let t = plain();

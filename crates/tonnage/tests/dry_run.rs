@@ -197,6 +197,46 @@ fn values_that_are_set() {
     assert_eq!(v["scaled"]["value"], 16);
 }
 
+/// The batches of the sign-language transformer: docs/dry-run.md has what is run here.
+#[test]
+fn the_sign_language_table() {
+    let Some(p) = python("the_sign_language_table") else {
+        return;
+    };
+    let spoter = here("../../examples/spoter/train.py").display().to_string();
+    let o = tonnage(&[
+        "dry-run",
+        "--gpu",
+        "rtx-3060-12gb",
+        "--set",
+        "batch=4,8,16,32",
+        "--format",
+        "json",
+        "--",
+        &p,
+        &spoter,
+        "--batch",
+        "{batch}",
+    ]);
+    assert!(o.status.success(), "{}", err(&o));
+    let v = json(&o);
+    let document = std::fs::read_to_string(here("../../docs/dry-run.md")).unwrap();
+    for (run, batch) in v["runs"].as_array().unwrap().iter().zip([4, 8, 16, 32]) {
+        let row = document
+            .lines()
+            .find(|l| l.starts_with(&format!("| {batch} | ")))
+            .unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        for (level, cell) in [("allocated", 6), ("reserved", 7), ("device", 8)] {
+            let bytes = run["footprint"]["peak"][level]["expected"]
+                .as_u64()
+                .unwrap();
+            let mib = format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+            assert_eq!(mib, cells[cell], "batch {batch}: {level}");
+        }
+    }
+}
+
 #[test]
 fn a_plain_loop() {
     let Some(p) = python("a_plain_loop") else {

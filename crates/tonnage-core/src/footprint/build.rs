@@ -335,6 +335,10 @@ fn notes(job: &Job, here: &Device) -> Vec<Diagnostic> {
         let said = crate::verified::unverified(&spec);
         notes.extend(said.into_iter().map(|m| Diagnostic::note("unverified", m)));
     }
+    if let Some(cc) = here.gpu.compute_capability {
+        let said = wheels::no_kernels(&here.gpu.name, cc, job.stack().torch);
+        notes.extend(said.map(|m| Diagnostic::note("no-kernels", m)));
+    }
     notes
 }
 

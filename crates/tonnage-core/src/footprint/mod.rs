@@ -5,6 +5,7 @@ pub mod analysis;
 mod build;
 pub mod classify;
 mod peaks;
+pub mod wheels;
 
 pub use build::{Estimate, Options, estimate};
 pub use classify::Component;

@@ -506,6 +506,18 @@ fn scaled(
     Ok((f, format!("At {x}: {}", scale_words(&s))))
 }
 
+/// The figures of a check, with what they are off by.
+fn against(c: &scale::Check) -> String {
+    let pct = |a: u64, b: u64| 100.0 * (a as f64 - b as f64) / (b as f64).max(1.0);
+    format!(
+        "{} allocated ({:+.3} %) and {} reserved ({:+.3} %)",
+        format_size(c.by_line.allocated),
+        pct(c.by_line.allocated, c.recorded.allocated),
+        format_size(c.by_line.reserved),
+        pct(c.by_line.reserved, c.recorded.reserved)
+    )
+}
+
 /// What a scaled trace says, and how far it can be trusted.
 pub fn scale_words(s: &scale::Scaled) -> String {
     let mut t = format!(
@@ -513,6 +525,22 @@ pub fn scale_words(s: &scale::Scaled) -> String {
         format_size(s.peak.allocated),
         format_size(s.peak.reserved)
     );
+    if let (Some(why), Some(_)) = (&s.parted, &s.trace) {
+        t.push_str(&format!(
+            "Continued from the two nearest recordings alone, because {why}. "
+        ));
+        if let Some(c) = &s.check {
+            t.push_str(&format!(
+                "Error: the one at {}, which went another way, is ",
+                c.at
+            ));
+            t.push_str(&against(c));
+            t.push_str(" by their line.");
+        } else {
+            t.push_str("Error: not known.");
+        }
+        return t;
+    }
     if let Some(why) = &s.parted {
         t.push_str(&format!(
             "Only the totals are continued, because {why}; recordings at larger values often are the same events. "
@@ -521,21 +549,19 @@ pub fn scale_words(s: &scale::Scaled) -> String {
     t.push_str(&match &s.check {
         None => "Error: not known with two recordings; a third checks it.".into(),
         Some(c) => {
-            let pct = |a: u64, b: u64| 100.0 * (a as f64 - b as f64) / (b as f64).max(1.0);
             let bent = match (c.bent, &s.parted) {
                 (0, _) => "everything is continued in a straight line".to_string(),
                 (n, None) => {
-                    format!("{n} requests are not on a straight line and are continued as parabolas")
+                    format!(
+                        "{n} requests are not on a straight line and are continued as parabolas"
+                    )
                 }
                 _ => "the totals are continued as a parabola".into(),
             };
             format!(
-                "Error: the recording at {} predicted from the other two is {} allocated ({:+.3} %) and {} reserved ({:+.3} %); {bent}.",
+                "Error: the recording at {} predicted from the other two is {}; {bent}.",
                 c.at,
-                format_size(c.by_line.allocated),
-                pct(c.by_line.allocated, c.recorded.allocated),
-                format_size(c.by_line.reserved),
-                pct(c.by_line.reserved, c.recorded.reserved)
+                against(c)
             )
         }
     });
