@@ -10,6 +10,7 @@ pub mod category;
 mod chunked;
 pub mod diff;
 pub mod history;
+mod input;
 pub mod json;
 pub mod pickle;
 pub mod profiler;
