@@ -160,8 +160,8 @@ fn ollama_and_vllm_and_the_rest_by_name() {
     for (args, code, words) in [
         (
             vec!["estimate", "--", "sglang", "serve", "m"],
-            4,
-            "SGLang is not modelled",
+            2,
+            "SGLang sizes its cache by the card: --gpu ID is needed",
         ),
         (
             vec!["estimate", "--", "ollama", "run", "llama3.2:3b"],
@@ -319,4 +319,54 @@ fn what_fits_and_the_next_that_does_not() {
             0,
         ),
     );
+}
+
+#[test]
+fn sglang_by_its_own_fraction() {
+    let of = |more: &[&str], code: i32| {
+        let mut args = vec!["estimate", "--gpu", "h100-sxm", "--format", "json", "--"];
+        args.extend(["sglang", "serve", "--model-path", "Qwen/Qwen2.5-7B"]);
+        args.extend(more);
+        json(&args, code)
+    };
+    let bytes = |v: &serde_json::Value, name: &str| -> f64 {
+        v["lines"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|l| l["component"] == name)
+            .map(|l| l["bytes"].as_f64().unwrap())
+            .sum()
+    };
+    let v = of(&["--mem-fraction-static", "0.8"], 0);
+    assert_eq!(v["engine"], "SGLang");
+    // 28 layers, 4 heads of 128 for keys and values, 16 bits
+    assert_eq!(v["cache"]["bytes_per_token"], 57_344);
+    // what is kept free is a fifth of what was free, and weights and pool are the rest
+    let kept = bytes(&v, "activations");
+    let rest = bytes(&v, "weights") + bytes(&v, "kv_cache");
+    assert!((rest / kept - 4.0).abs() < 1e-4, "{rest} {kept}");
+    assert!(v["notes"][0].as_str().unwrap().starts_with("unverified"));
+    // the pool's page comes on top, and a limit is kept
+    let v = of(&["--max-total-tokens", "100000", "--page-size", "64"], 0);
+    assert_eq!(v["cache"]["tokens"], 99_968);
+    assert_eq!(v["cache"]["bytes"], (99_968 + 64) * 57_344_u64);
+    let v = of(&["--mem-fraction-static", "0.1"], 1);
+    assert!(
+        v["refused"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Loaded weights leave no GPU memory for the KV cache")
+    );
+    let o = tonnage(&[
+        "estimate",
+        "--gpu",
+        "h100-sxm",
+        "--",
+        "sglang",
+        "serve",
+        "m",
+        "--enable-lora",
+    ]);
+    assert_eq!(o.status.code(), Some(4));
 }

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod command;
 pub mod llamacpp;
 pub mod llamacpp_answer;
+pub mod sglang;
 pub mod vllm;
 pub mod vllm_answer;
 

@@ -131,6 +131,7 @@ fn held(line: &str) -> Result<Command, Vec<Diagnostic>> {
 pub fn launch(c: &Command) -> String {
     match c {
         Command::Vllm(v) => v.launch(),
+        Command::Sglang(s) => s.launch(),
         Command::Llama(l) => llama(l),
     }
 }

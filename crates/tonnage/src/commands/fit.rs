@@ -83,6 +83,10 @@ fn found(a: &FitArgs, gpus: &Gpus) -> Result<Fits, (Diagnostic, Status)> {
             fits::llamacpp(&run.model, &run.command, &run.cards, &run.name, &others)
                 .map_err(|e| said(&run.name, e))
         }
+        Command::Sglang(_) => Err(usage(
+            "fit solves for vllm serve and llama-server",
+            "`tonnage estimate --gpu ID -- sglang serve ...` prints SGLang's pool",
+        )),
         Command::Vllm(v) => {
             let run = VllmRun::new(*v, Some(gpu), gpus)?;
             fits::vllm(&run.start, &run.command, &run.card).map_err(|e| core(&run.command.model, e))

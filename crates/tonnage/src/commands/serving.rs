@@ -14,6 +14,7 @@ use tonnage_core::serve::command::vllm::Vllm;
 use tonnage_core::serve::command::{self, Command};
 use tonnage_core::serve::llamacpp::{self, Error};
 use tonnage_core::serve::llamacpp_answer::{Question, answer};
+use tonnage_core::serve::sglang;
 use tonnage_core::serve::vllm_answer;
 use tonnage_core::verdict::{Device, Outcome};
 use tonnage_core::{CoreError, Diagnostic};
@@ -74,7 +75,26 @@ fn answered(
             vllm_answer::answer(&run.start, &run.command, &run.card)
                 .map_err(|e| core(&run.command.model, e))
         }
+        Command::Sglang(s) => {
+            let card = card(sized_by("SGLang", gpu, gpus)?, gpus)?;
+            let config = config(&s.model, s.revision.as_deref())?;
+            sglang::answer(&config, &s, &card).map_err(|e| core(&s.model, e))
+        }
     }
+}
+
+/// The card that was named, or the one that is here.
+fn sized_by<'a>(engine: &str, gpu: Option<&'a str>, gpus: &'a Gpus) -> Result<&'a str, Failed> {
+    gpu.or_else(|| crate::here::default_name(gpus))
+        .ok_or_else(|| {
+            failed(
+                Diagnostic::error(
+                    "bad-command",
+                    format!("{engine} sizes its cache by the card: --gpu ID is needed before `--`"),
+                )
+                .help("tonnage gpus lists them; for example --gpu rtx-4090"),
+            )
+        })
 }
 
 /// The exit status of a complaint about a command line.
@@ -182,20 +202,9 @@ pub struct VllmRun {
 
 impl VllmRun {
     pub fn new(v: Vllm, gpu: Option<&str>, gpus: &Gpus) -> Result<VllmRun, Failed> {
-        let gpu = match gpu {
-            None => crate::here::default_name(gpus),
-            g => g,
-        };
-        let Some(gpu) = gpu else {
-            let d = Diagnostic::error(
-                "bad-command",
-                "vLLM sizes its cache by the card: --gpu ID is needed before `--`",
-            )
-            .help("tonnage gpus lists them; for example --gpu rtx-4090");
-            return Err(failed(d));
-        };
+        let gpu = sized_by("vLLM", gpu, gpus)?;
         let card = card(gpu, gpus)?;
-        let config = config(&v)?;
+        let config = config(&v.model, v.revision.as_deref())?;
         let start = vllm_answer::resolve(&config, &v, &card).map_err(|e| core(&v.model, e))?;
         Ok(VllmRun {
             command: v,
@@ -206,21 +215,21 @@ impl VllmRun {
 }
 
 /// The model's configuration: a folder, built in, the cache, or a hub.
-fn config(v: &Vllm) -> Result<serde_json::Value, Failed> {
+fn config(model: &str, revision: Option<&str>) -> Result<serde_json::Value, Failed> {
     let bad = |code: &'static str, m: String| (Diagnostic::error(code, m), Status::BadInput);
-    let path = Path::new(&v.model);
+    let path = Path::new(model);
     let files = if tonnage_host::is_model_folder(path) {
         Some(tonnage_host::folder(path).map_err(|e| failed(models::said(&e)))?)
     } else {
-        models::find(&v.model, v.revision.as_deref()).map_err(failed)?
+        models::find(model, revision).map_err(failed)?
     };
     match files {
         Some(f) => f
             .config
-            .ok_or_else(|| bad("bad-model", format!("{}: an adapter, not a model", v.model))),
+            .ok_or_else(|| bad("bad-model", format!("{model}: an adapter, not a model"))),
         None => {
-            let m = tonnage_catalog::model(&v.model)
-                .map_err(|e| bad("unknown-model", e.to_string()))?;
+            let m =
+                tonnage_catalog::model(model).map_err(|e| bad("unknown-model", e.to_string()))?;
             serde_json::from_str(m.config()).map_err(|e| bad("bad-model", e.to_string()))
         }
     }

@@ -2,6 +2,7 @@
 //! memory is read, what does not is listed, what is not modelled is refused by name, and what the engine does not know is an error.
 
 pub mod llamacpp;
+pub mod sglang;
 pub mod vllm;
 
 use crate::doc::Diagnostic;
@@ -11,6 +12,7 @@ use tonnage_units::nearest;
 #[derive(Clone, Debug)]
 pub enum Command {
     Llama(Box<llamacpp::Llama>),
+    Sglang(Box<sglang::Sglang>),
     Vllm(Box<vllm::Vllm>),
 }
 
@@ -49,24 +51,31 @@ pub fn parse(words: &[String]) -> Result<Command, Diagnostic> {
             Some("vllm.entrypoints.openai.api_server" | "vllm.entrypoints.api_server") => {
                 vllm::parse(&rest[2..])
             }
-            Some("sglang.launch_server") => Err(sglang()),
+            Some("sglang.launch_server") => sglang::parse(&rest[2..]),
             other => Err(unsupported(
                 format!("python -m {}", other.unwrap_or("")),
                 "python -m vllm.entrypoints.openai.api_server is",
             )),
         },
-        ("sglang", _) => Err(sglang()),
+        ("sglang", Some("serve")) => sglang::parse(&rest[1..]),
+        ("sglang", other) => Err(unsupported(
+            format!("sglang {}", other.unwrap_or("")),
+            "sglang serve is",
+        )),
         _ => {
             let known = [
                 "llama-server",
                 "llama-cli",
                 "llama-completion",
                 "vllm",
+                "sglang",
                 "ollama",
             ];
             let help = match nearest(program, known) {
                 Some(n) => format!("did you mean {n}?"),
-                None => "known: vllm serve, llama-server, llama-cli, ollama run".into(),
+                None => {
+                    "known: vllm serve, sglang serve, llama-server, llama-cli, ollama run".into()
+                }
             };
             Err(Diagnostic::error(
                 "unknown-engine",
@@ -81,13 +90,6 @@ fn is_variable(k: &str) -> bool {
     !k.is_empty()
         && k.bytes()
             .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-}
-
-fn sglang() -> Diagnostic {
-    unsupported(
-        "SGLang".into(),
-        "its pool is a share of the memory that is free before loading; vllm serve and llama-server are",
-    )
 }
 
 pub(crate) fn unsupported(what: String, instead: &str) -> Diagnostic {

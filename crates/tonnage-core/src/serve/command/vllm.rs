@@ -231,7 +231,7 @@ fn read(v: &mut Vllm, g: &Given) -> Result<(), Diagnostic> {
 }
 
 /// A whole number with vLLM's letters: `k` is 1,000 and `K` is 1,024 (`human_readable_int`).
-fn human(flag: &str, v: &str) -> Result<u64, Diagnostic> {
+pub(super) fn human(flag: &str, v: &str) -> Result<u64, Diagnostic> {
     let (digits, by) = match v.char_indices().last() {
         Some((i, c)) => {
             let by: Option<u64> = match c {
