@@ -3,7 +3,7 @@
 use super::answer::{
     Cache, Chosen, Component, Fit, Line, Part, Refused, SCHEMA, Serving, exact, totals,
 };
-use super::llamacpp::{self, Api, Buft, Error, Estimate, Kind, Settings, hparams};
+use super::llamacpp::{self, Api, Buft, Error, Estimate, Kind, Pool, Settings};
 use crate::verdict::{Device, Outcome};
 use tonnage_model::readers::gguf::Gguf;
 use tonnage_units::GgmlType;
@@ -42,11 +42,10 @@ pub fn answer(gguf: &Gguf, s: &Settings, q: Question) -> Result<Serving, Error> 
         }
         Err(e) => return Err(e),
     };
-    let h = hparams::read(gguf)?;
     let mut lines: Vec<Line> = e.buffers.iter().filter(|b| b.bytes > 0).map(line).collect();
-    for i in 0..s.devices.len() {
-        let i = i as u8;
-        lines.extend(kernels(gguf, s, &e, &h, i));
+    let pools = llamacpp::pools(gguf, s, e.flash_attention, e.context.n_ctx_seq)?;
+    for (i, pool) in (0u8..).zip(pools) {
+        lines.extend(kernels(s, &e, pool, i));
         if let Some(card) = q.cards.get(usize::from(i)) {
             let c = &card.overhead.context;
             lines.push(Line {
@@ -134,38 +133,23 @@ fn line(b: &llamacpp::Buffer) -> Line {
     exact(device, b.buft.name(), component, b.bytes, parts)
 }
 
-/// Scratch pool and cuBLAS workspace of one device (ggml-cuda.cu, `ggml_cuda_pool_vmm`, `cublas_handle`), as ranges: the pool depends on the
-/// occupancy of kernels. The 400 recorded prefills took 4 to 64 MiB with flash attention; without it the weights of one layer's attention
-/// are converted to 16 bits, up to `2 * heads * cells * tokens` bytes once the context is full; below compute capability 7.0 the largest matrix is
-/// unpacked to 16 bits.
-fn kernels(g: &Gguf, s: &Settings, e: &Estimate, h: &hparams::Hparams, device: u8) -> Vec<Line> {
+/// Temporary pool and cuBLAS workspace of one device. The pool is that of a prefill of the whole context ([`llamacpp::pools`]); its range is
+/// that of the blocks which attention kernels run at once. Where it is not known (Mamba-2's scan) a range of
+/// what recorded prefills took.
+fn kernels(s: &Settings, e: &Estimate, pool: Option<Pool>, device: u8) -> Vec<Line> {
     let here = |k: Kind| e.bytes(Buft::Cuda(device), k);
     if here(Kind::Weights) + here(Kind::KvCache) + here(Kind::RecurrentState) == 0 {
         return vec![];
     }
-    let capability = match s.devices[usize::from(device)].api {
-        Api::Cuda { compute_capability } => compute_capability,
-        Api::Vulkan { .. } => return vec![],
-    };
+    if matches!(s.devices[usize::from(device)].api, Api::Vulkan { .. }) {
+        return vec![];
+    }
     let n = e.context.n_ubatch.min(e.context.n_ctx);
-    let matrices = || g.tensors.iter().filter(|t| t.ne[1] > 1);
-    let mut pool = (4 * MIB, 16 * MIB, (n / 512).max(1) * 8 * MIB + 24 * MIB);
-    let caches = e.memory.caches.iter().filter(|c| !c.layers.is_empty());
-    let cells = caches.map(|c| c.cells).max().unwrap_or(0);
-    if !e.flash_attention && cells > 0 {
-        let heads = h.n_head.iter().copied().max().unwrap_or(0);
-        let most = (2 * heads).saturating_mul(cells).saturating_mul(n);
-        pool.1 += most;
-        pool.2 += most;
-    }
-    if capability < 700 {
-        let largest = matrices()
-            .filter(|t| t.name != "token_embd.weight" && t.ggml_type.is_quantized())
-            .map(|t| 2 * t.ne[0].saturating_mul(t.ne[1]))
-            .max();
-        let largest = largest.unwrap_or(0);
-        pool = (pool.0, pool.1 + largest, pool.2 + largest);
-    }
+    let pool = pool.unwrap_or(Pool {
+        low: 4 * MIB,
+        expected: 16 * MIB,
+        high: (n / 512).max(1) * 8 * MIB + 24 * MIB,
+    });
     let cublas = e
         .cublas_workspace_bytes
         .get(usize::from(device))
@@ -173,9 +157,9 @@ fn kernels(g: &Gguf, s: &Settings, e: &Estimate, h: &hparams::Hparams, device: u
         .unwrap_or(0);
     let name = format!("CUDA{device}");
     let mut out = vec![Line {
-        low_bytes: pool.0,
-        high_bytes: pool.2,
-        ..exact(Some(device), &name, Component::Pool, pool.1, vec![])
+        low_bytes: pool.low,
+        high_bytes: pool.high,
+        ..exact(Some(device), &name, Component::Pool, pool.expected, vec![])
     }];
     if cublas > 0 {
         out.push(exact(

@@ -2,7 +2,7 @@
 
 use super::Row;
 use crate::serve::llamacpp::{
-    Api, Device, Error, Estimate, FlashAttention, Kind, Load, Settings, estimate,
+    Api, Device, Error, Estimate, FlashAttention, Kind, Load, Settings, estimate, pools,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ pub fn rows(record: &Value, file: &mut dyn FnMut(&str) -> Option<Vec<u8>>) -> Ve
         out: Vec::new(),
     };
     match out {
-        Ok((e, _)) => compare(&mut rows, record, &e),
+        Ok((e, _, pool)) => compare(&mut rows, record, &e, pool),
         Err(why) => without(&mut rows, record, &why.to_string()),
     }
     rows.out
@@ -71,7 +71,7 @@ impl std::fmt::Display for Why {
 fn predict(
     record: &Value,
     file: &mut dyn FnMut(&str) -> Option<Vec<u8>>,
-) -> Result<(Estimate, usize), Why> {
+) -> Result<Predicted, Why> {
     let settings = settings(record).map_err(Why::Said)?;
     let name = match record["gguf_header"].as_str() {
         Some(name) => name.to_string(),
@@ -88,7 +88,34 @@ fn predict(
     };
     let layers = layers(&gguf);
     let e = estimate(&gguf, &settings).map_err(Why::Engine)?;
-    Ok((e, layers))
+    let pool = pool(record, &gguf, &settings, e.flash_attention);
+    Ok((e, layers, pool))
+}
+
+/// The estimate, the number of layers, the pool of a device or why it is not predicted.
+type Predicted = (Estimate, usize, Result<u64, String>);
+
+fn pool(r: &Value, g: &Gguf, s: &Settings, flash_attention: bool) -> Result<u64, String> {
+    let tokens = r["cuda_runtime"]["tokens"].as_u64();
+    let tokens = tokens.ok_or("no prefill was walked through")?;
+    let of = pools(g, s, flash_attention, tokens).map_err(|e| e.to_string())?;
+    // the record's figure is that of one device; the two of recorded pairs need the same
+    let all: Option<Vec<u64>> = of.into_iter().map(|p| Some(p?.expected)).collect();
+    let most = all.and_then(|a| a.into_iter().max());
+    most.ok_or_else(|| "the pool of this model's operators is not modelled".into())
+}
+
+/// Multiprocessors of the recorded devices: cards of the first capability that has them. The pool's own steps give them away.
+fn multiprocessors(capability: u32) -> Option<u32> {
+    Some(match capability {
+        610 => 28,
+        750 => 68,
+        800 => 108,
+        890 => 128,
+        900 => 132,
+        1200 => 170,
+        _ => return None,
+    })
 }
 
 fn layers(g: &Gguf) -> usize {
@@ -97,7 +124,7 @@ fn layers(g: &Gguf) -> usize {
 }
 
 /// full: everything on one device; multi: several devices.
-fn group(r: &Value, found: Option<&(Estimate, usize)>) -> String {
+fn group(r: &Value, found: Option<&Predicted>) -> String {
     let ngl = r["ngl"].as_u64().unwrap_or(999);
     let all = ngl >= 999 || found.is_some_and(|f| ngl as usize > f.1);
     let kept = r["offload_kqv"] == true && r["cpu_moe"] != true;
@@ -139,10 +166,12 @@ fn settings(r: &Value) -> Result<Settings, String> {
                 let text = r["compute_capability"].as_str()?;
                 text.parse().ok()
             });
+            // 8.9 is written 890
+            let compute_capability = (cc.unwrap_or(8.9) * 100.0).round() as u32;
             let device = Device {
-                // 8.9 is written 890
                 api: Api::Cuda {
-                    compute_capability: (cc.unwrap_or(8.9) * 100.0).round() as u32,
+                    compute_capability,
+                    multiprocessors: multiprocessors(compute_capability),
                 },
                 ..Device::default()
             };
@@ -285,7 +314,7 @@ fn keys(v: &Value) -> impl Iterator<Item = String> + '_ {
     v.as_object().into_iter().flat_map(|o| o.keys().cloned())
 }
 
-fn compare(rows: &mut Rows, r: &Value, e: &Estimate) {
+fn compare(rows: &mut Rows, r: &Value, e: &Estimate, pool: Result<u64, String>) {
     for (metric, key, kinds) in BYTES {
         let mut ours = parts(e, kinds);
         ours.retain(|_, b| *b > 0);
@@ -333,7 +362,10 @@ fn compare(rows: &mut Rows, r: &Value, e: &Estimate) {
         rows.add(WORKSPACE, None, m.clone(), ours.into(), 0.0);
     }
     if let Some(m) = runtime.get(POOL) {
-        rows.none(POOL, None, m.clone(), "the temporary pool is not predicted");
+        match pool {
+            Ok(b) => rows.add(POOL, None, m.clone(), b.into(), 0.0),
+            Err(why) => rows.none(POOL, None, m.clone(), &why),
+        }
     }
 }
 

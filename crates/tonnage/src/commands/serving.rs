@@ -254,6 +254,7 @@ fn device(card: &Device) -> llamacpp::Device {
         api: llamacpp::Api::Cuda {
             compute_capability: c
                 .map_or(890, |c| u32::from(c.major) * 100 + u32::from(c.minor) * 10),
+            multiprocessors: card.gpu.sm_count,
         },
         free_bytes: card.left().saturating_sub(card.overhead.context.expected),
     }

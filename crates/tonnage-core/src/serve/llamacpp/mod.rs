@@ -9,11 +9,13 @@ pub mod cache;
 mod error;
 pub mod ggml;
 pub mod hparams;
+mod prefill;
 mod settings;
 pub mod weights;
 
 pub use error::Error;
 pub use ggml::Buft;
+pub use prefill::{Pool, pools};
 pub use settings::{Api, Device, FlashAttention, Load, Settings};
 
 use build::{Batch, Inputs};
@@ -167,7 +169,9 @@ fn backends(h: &Hparams, s: &Settings) -> Backends {
         .map(|(i, d)| Backend {
             buft: weights::memory(i as u8, s),
             device: Some(match d.api {
-                Api::Cuda { compute_capability } => Gpu::Cuda(i as u8, compute_capability),
+                Api::Cuda {
+                    compute_capability, ..
+                } => Gpu::Cuda(i as u8, compute_capability),
                 Api::Vulkan { max_binding } => Gpu::Vulkan(max_binding),
             }),
         })

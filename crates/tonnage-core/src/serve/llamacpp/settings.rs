@@ -28,8 +28,11 @@ pub enum Load {
 /// How a device is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
-    /// 890 for compute capability 8.9.
-    Cuda { compute_capability: u32 },
+    /// 890 for compute capability 8.9. The multiprocessors lay out kernels and so the temporary pool; None where they are not known.
+    Cuda {
+        compute_capability: u32,
+        multiprocessors: Option<u32>,
+    },
     /// `maxStorageBufferRange`: no tensor of a node may be larger.
     Vulkan { max_binding: u64 },
 }
@@ -47,6 +50,7 @@ impl Default for Device {
         Device {
             api: Api::Cuda {
                 compute_capability: 890,
+                multiprocessors: Some(128),
             },
             free_bytes: 24 << 30,
         }

@@ -6,15 +6,15 @@ use super::{Buft, pad};
 use tonnage_units::GgmlType::{self, *};
 
 /// Quantised rows are read up to a multiple of so many values (`MATRIX_ROW_PADDING`).
-const ROW_PADDING: u64 = 512;
+pub(super) const ROW_PADDING: u64 = 512;
 /// Ops of at least so many rows are worth copying a host weight for.
 const OFFLOAD_MIN_BATCH: u64 = 32;
 /// `FATTN_KQ_STRIDE`.
-const KQ_STRIDE: u64 = 256;
+pub(super) const KQ_STRIDE: u64 = 256;
 /// Compute capabilities as the backend writes them: 890 for 8.9.
-const TURING: u32 = 750;
-const VOLTA: u32 = 700;
-const ADA: u32 = 890;
+pub(super) const TURING: u32 = 750;
+pub(super) const VOLTA: u32 = 700;
+pub(super) const ADA: u32 = 890;
 
 /// A flash-attention kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ pub fn wants(t: &Tensor) -> bool {
 }
 
 /// Most columns of the matrix-vector kernels of quantised weights, and of the small-matrix kernels of plain ones.
-const VECTOR_COLUMNS: u64 = 8;
+pub(super) const VECTOR_COLUMNS: u64 = 8;
 const SMALL_COLUMNS: u64 = 16;
 
 /// Label of the input that turns the values of a quantised cache.

@@ -8,6 +8,7 @@ pub mod cuda;
 pub mod galloc;
 pub mod graph;
 pub mod ops;
+pub mod pool;
 pub mod reorder;
 pub mod sched;
 pub mod vulkan;
