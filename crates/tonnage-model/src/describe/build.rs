@@ -3,7 +3,7 @@
 use super::compile::compile;
 use super::eval::{Scope, Value};
 use super::format::{Class, Description, Entry, Surplus};
-use super::run::Plan;
+use super::plan::Plan;
 use super::{registry, unknown_type};
 use crate::error::ModelError;
 use crate::net::{Kind, ModuleId, Net, NetBuilder, ParamId, ParamSpec};

@@ -3,7 +3,7 @@
 use super::eval::Scope;
 use super::expr::Expr;
 use super::forward::{Ffn, FfnKind, Forward, Input, Kind as Flow, Norms, Pool, Position, Step};
-use super::run::{Call, FfnPlan, LayerPlan, Norm, Places, Plan, Source};
+use super::plan::{Call, FfnPlan, LayerPlan, Norm, Places, Plan, Source};
 use crate::arch::BatchLayout;
 use crate::error::ModelError;
 use crate::layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};

@@ -2,7 +2,7 @@
 
 use super::compile::{Compiler, Result};
 use super::forward::{Attention, AttentionKind, Kind as Flow, Position, Scores};
-use super::run::{AttentionPlan, OneHead, Projections, ScoreKind};
+use super::plan::{AttentionPlan, OneHead, Projections, ScoreKind};
 use crate::common::mha::Mha;
 use crate::layers::{Dropout, Linear};
 use crate::net::ModuleId;

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod expr;
 pub mod format;
 pub mod forward;
+pub mod plan;
 pub mod registry;
 pub mod run;
 mod verified;
