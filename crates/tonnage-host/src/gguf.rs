@@ -1,15 +1,10 @@
-//! Model files of llama.cpp: the header of each part by a growing prefix, never a weight.
+//! Model files of llama.cpp: the header of each part, a stretch at a time, never a weight.
 
 use crate::HostError;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use tonnage_model::readers::gguf::{Gguf, MAX_HEADER, Progress, SplitName, header, merge};
-
-/// The first read. A header with a vocabulary of 262,144 words has 6.5 MB; one without it a few kB.
-const FIRST: u64 = 64 << 10;
-/// Later reads grow by this factor, so that the header is parsed few times.
-const GROWTH: u64 = 8;
+use tonnage_model::readers::gguf::{FileError, Gguf, SplitName, header_of, merge};
 
 /// A model, with what was found of its files.
 #[derive(Clone, Debug)]
@@ -63,31 +58,21 @@ fn one(path: &Path) -> Result<(Gguf, u64), HostError> {
     }
     let len = meta.len();
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
-    let mut bytes = Vec::new();
-    let mut want = FIRST;
-    loop {
-        let more = want.min(len).saturating_sub(bytes.len() as u64);
-        (&mut file)
-            .take(more)
-            .read_to_end(&mut bytes)
-            .map_err(|e| fail(e.to_string()))?;
-        match header(&bytes, Some(len)) {
-            Ok(Progress::Done(g)) => return Ok((*g, len)),
-            Ok(Progress::Need(n)) => {
-                // a file that shrinks while it is read would never be done
-                if bytes.len() as u64 >= n {
-                    return Err(fail("it changed while it was read".into()));
-                }
-                want = n
-                    .max((bytes.len() as u64).saturating_mul(GROWTH))
-                    .min(MAX_HEADER);
-            }
-            Err(error) => {
-                return Err(HostError::Damaged {
-                    name: path.display().to_string(),
-                    error,
-                });
-            }
+    let mut at = 0;
+    let mut read = |from: u64, into: &mut [u8]| {
+        if from != at {
+            file.seek(SeekFrom::Start(from))?;
         }
-    }
+        let got = file.read(into)?;
+        at = from + got as u64;
+        Ok::<_, std::io::Error>(got)
+    };
+    let model = header_of(len, &mut read).map_err(|e| match e {
+        FileError::Unread(e) => fail(e.to_string()),
+        FileError::Damaged(error) => HostError::Damaged {
+            name: path.display().to_string(),
+            error,
+        },
+    })?;
+    Ok((model, len))
 }

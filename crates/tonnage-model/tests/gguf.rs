@@ -1,7 +1,9 @@
 //! The reader of GGUF headers: each mistake is one clear error, nothing panics, and a prefix says how much more is needed.
 
 use std::path::PathBuf;
-use tonnage_model::readers::gguf::{Gguf, Progress, SplitName, Value, header, merge};
+use tonnage_model::readers::gguf::{
+    FileError, Gguf, Progress, SplitName, Value, header, header_of, merge,
+};
 
 fn corpus() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/gguf_header")
@@ -139,6 +141,37 @@ fn a_prefix_that_grows_reads_the_same_header_in_few_calls() {
     };
     assert_eq!(*g, done(&bytes));
     assert!(calls < 20, "{calls}");
+}
+
+/// A file read a few bytes at a time says what its bytes say, mistakes included.
+#[test]
+fn a_file_is_read_as_its_bytes_are() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(corpus()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        let len = bytes.len() as u64;
+        let whole = match header(&bytes, Some(len)) {
+            Ok(Progress::Done(g)) => Ok(format!("{g:?}")),
+            Ok(Progress::Need(_)) => unreachable!("the whole file"),
+            Err(e) => Err(e.to_string()),
+        };
+        let mut read = |at: u64, into: &mut [u8]| {
+            let rest = &bytes[(at as usize).min(bytes.len())..];
+            let n = rest.len().min(into.len()).min(7);
+            into[..n].copy_from_slice(&rest[..n]);
+            Ok::<_, ()>(n)
+        };
+        let parts = match header_of(len, &mut read) {
+            Ok(g) => Ok(format!("{g:?}")),
+            Err(FileError::Damaged(e)) => Err(e.to_string()),
+            Err(FileError::Unread(())) => unreachable!("no read fails"),
+        };
+        assert_eq!(whole, parts);
+        seen += 1;
+    }
+    assert!(seen > 25);
+    let fails = header_of(100, &mut |_, _| Err("disk"));
+    assert!(matches!(fails, Err(FileError::Unread("disk"))));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whole-command time of `tonnage estimate` on a 7B LoRA job against an empty Rust program: `cargo bench -p tonnage --bench startup`.
 //!
 //! The programs take turns, so that a busy machine slows them alike. "No layers" is the same job with one layer: what is left is
-//! start, reading, tables and printing.
+//! start, reading, tables and printing. `TONNAGE_GGUF=FILE` adds a llama.cpp estimate of that file with 8192 tokens of context.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -60,12 +60,17 @@ fn main() {
     };
     let mut version = Command::new(tonnage);
     version.arg("--version");
-    let mut commands = [
+    let mut commands = vec![
         ("empty program", Command::new(empty(dir))),
         ("tonnage --version", version),
         ("estimate, 7B LoRA, one layer", estimate(&small)),
         ("estimate, 7B LoRA", estimate(&whole)),
     ];
+    if let Some(file) = std::env::var_os("TONNAGE_GGUF") {
+        let mut c = estimate(Path::new(&file));
+        c.args(["--context-len", "8192"]);
+        commands.push(("estimate, a GGUF file", c));
+    }
     let mut times = vec![Vec::with_capacity(ROUNDS); commands.len()];
     for _ in 0..ROUNDS {
         for (t, (_, c)) in times.iter_mut().zip(&mut commands) {

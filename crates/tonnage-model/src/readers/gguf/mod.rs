@@ -7,7 +7,7 @@
 mod read;
 mod split;
 
-pub use read::header;
+pub use read::{FileError, header, header_of};
 pub use split::{SplitName, merge};
 
 use super::error::{Format, Problem, ReadError};

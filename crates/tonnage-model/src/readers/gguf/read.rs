@@ -16,6 +16,8 @@ enum Stop {
     /// The prefix ends before this offset.
     Short(u64),
     Bad(ReadError),
+    /// The file could not be read.
+    Source,
 }
 
 impl From<ReadError> for Stop {
@@ -24,20 +26,117 @@ impl From<ReadError> for Stop {
     }
 }
 
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// Where the bytes come from.
+trait Source {
+    /// `n` bytes from `at` on.
+    fn get(&mut self, at: u64, n: u64) -> Result<&[u8], Stop>;
+    /// Are there `n` bytes from `at` on?
+    fn has(&mut self, at: u64, n: u64) -> Result<(), Stop>;
 }
 
-impl<'a> Cursor<'a> {
-    fn take(&mut self, n: u64) -> Result<&'a [u8], Stop> {
-        let end = (self.at as u64).saturating_add(n);
-        let part = usize::try_from(end)
-            .ok()
-            .and_then(|end| self.bytes.get(self.at..end))
-            .ok_or(Stop::Short(end))?;
-        self.at += part.len();
+/// The first bytes of a file.
+struct First<'a>(&'a [u8]);
+
+impl Source for First<'_> {
+    fn get(&mut self, at: u64, n: u64) -> Result<&[u8], Stop> {
+        let end = at.saturating_add(n);
+        let range = usize::try_from(at).ok().zip(usize::try_from(end).ok());
+        range
+            .and_then(|(at, end)| self.0.get(at..end))
+            .ok_or(Stop::Short(end))
+    }
+    fn has(&mut self, at: u64, n: u64) -> Result<(), Stop> {
+        self.get(at, n).map(|_| ())
+    }
+}
+
+/// A file that is read a stretch at a time.
+struct Window<'a, E> {
+    read: &'a mut dyn FnMut(u64, &mut [u8]) -> Result<usize, E>,
+    len: u64,
+    /// The stretch held begins here.
+    from: u64,
+    bytes: Vec<u8>,
+    /// Bytes of it that are filled.
+    filled: usize,
+    failed: Option<E>,
+}
+
+impl<E> Window<'_, E> {
+    /// Holds `n` bytes from `at` on.
+    fn load(&mut self, at: u64, n: usize) -> Result<(), Stop> {
+        // what is held of them moves to the front
+        let skipped = usize::try_from(at.wrapping_sub(self.from)).unwrap_or(usize::MAX);
+        if skipped < self.filled {
+            self.bytes.copy_within(skipped..self.filled, 0);
+            self.filled -= skipped;
+        } else {
+            self.filled = 0;
+        }
+        self.from = at;
+        if self.bytes.len() < n {
+            self.bytes.resize(n.max(STRETCH), 0);
+        }
+        while self.filled < n {
+            let next = at + self.filled as u64;
+            match (self.read)(next, &mut self.bytes[self.filled..]) {
+                // it shrank while it was read
+                Ok(0) => return Err(Stop::Short(at + n as u64)),
+                Ok(got) => self.filled += got.min(self.bytes.len() - self.filled),
+                Err(e) => {
+                    self.failed = Some(e);
+                    return Err(Stop::Source);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that are read at once.
+const STRETCH: usize = 128 << 10;
+
+impl<E> Source for Window<'_, E> {
+    fn get(&mut self, at: u64, n: u64) -> Result<&[u8], Stop> {
+        let held = |w: &Self| {
+            let start = usize::try_from(at.checked_sub(w.from)?).ok()?;
+            let end = start.checked_add(usize::try_from(n).ok()?)?;
+            (end <= w.filled).then_some(start..end)
+        };
+        if let Some(range) = held(self) {
+            return Ok(&self.bytes[range]);
+        }
+        self.has(at, n)?;
+        // at most the largest header
+        let n = usize::try_from(n).map_err(|_| Stop::Short(at.saturating_add(n)))?;
+        self.load(at, n)?;
+        Ok(&self.bytes[..n])
+    }
+    fn has(&mut self, at: u64, n: u64) -> Result<(), Stop> {
+        let end = at.saturating_add(n);
+        match end <= self.len.min(MAX_HEADER) {
+            true => Ok(()),
+            false => Err(Stop::Short(end)),
+        }
+    }
+}
+
+struct Cursor<S> {
+    source: S,
+    at: u64,
+}
+
+impl<S: Source> Cursor<S> {
+    fn take(&mut self, n: u64) -> Result<&[u8], Stop> {
+        let at = self.at;
+        let part = self.source.get(at, n)?;
+        self.at = at + n;
         Ok(part)
+    }
+    fn skip(&mut self, n: u64) -> Result<(), Stop> {
+        self.source.has(self.at, n)?;
+        self.at += n;
+        Ok(())
     }
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Stop> {
         let part = self.take(N as u64)?;
@@ -50,7 +149,7 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
     /// A string of at most `most` bytes.
-    fn text(&mut self, field: &str, most: u64) -> Result<&'a str, Stop> {
+    fn text(&mut self, field: &str, most: u64) -> Result<&str, Stop> {
         let n = self.u64()?;
         if n > most {
             return Err(error(field, Problem::TooLarge { bytes: n, most }).into());
@@ -78,7 +177,7 @@ const KINDS: [(&str, u64); 13] = [
 const STRING: usize = 8;
 const ARRAY: usize = 9;
 
-fn kind(c: &mut Cursor, key: &str) -> Result<usize, Stop> {
+fn kind<S: Source>(c: &mut Cursor<S>, key: &str) -> Result<usize, Stop> {
     let id = c.u32()?;
     match usize::try_from(id) {
         Ok(k) if k < KINDS.len() => Ok(k),
@@ -90,7 +189,7 @@ fn kind(c: &mut Cursor, key: &str) -> Result<usize, Stop> {
 }
 
 /// A value of a fixed size.
-fn scalar(c: &mut Cursor, k: usize, key: &str) -> Result<Value, Stop> {
+fn scalar<S: Source>(c: &mut Cursor<S>, k: usize, key: &str) -> Result<Value, Stop> {
     Ok(match KINDS[k].0 {
         "u8" => Value::Unsigned(u8::from_le_bytes(c.array()?).into()),
         "i8" => Value::Signed(i8::from_le_bytes(c.array()?).into()),
@@ -114,7 +213,7 @@ fn scalar(c: &mut Cursor, k: usize, key: &str) -> Result<Value, Stop> {
     })
 }
 
-fn value(c: &mut Cursor, key: &str) -> Result<Value, Stop> {
+fn value<S: Source>(c: &mut Cursor<S>, key: &str) -> Result<Value, Stop> {
     let k = kind(c, key)?;
     if k != ARRAY {
         return scalar(c, k, key);
@@ -150,10 +249,10 @@ fn value(c: &mut Cursor, key: &str) -> Result<Value, Stop> {
                 let most = MAX_HEADER;
                 return Err(error(key, Problem::TooLarge { bytes: n, most }).into());
             }
-            c.take(n)?;
+            c.skip(n)?;
         }
     } else {
-        c.take(len * size)?;
+        c.skip(len * size)?;
     }
     Ok(Value::Array(Array {
         of: name,
@@ -173,23 +272,16 @@ fn value(c: &mut Cursor, key: &str) -> Result<Value, Stop> {
 /// must be, an end too early.
 pub fn header(first: &[u8], file_len: Option<u64>) -> Result<Progress, ReadError> {
     let mut c = Cursor {
-        bytes: first,
+        source: First(first),
         at: 0,
     };
     match whole(&mut c) {
         Ok(g) => Ok(Progress::Done(Box::new(g))),
         Err(Stop::Bad(e)) => Err(e),
+        Err(Stop::Source) => Err(missing(first.len() as u64)),
         Err(Stop::Short(end)) => {
-            let missing = |n: u64| {
-                let what = format!("a header of at least {n} bytes");
-                Err(error("", Problem::Truncated(what)))
-            };
-            if end > MAX_HEADER {
-                let most = MAX_HEADER;
-                return Err(error("", Problem::TooLarge { bytes: end, most }));
-            }
-            if file_len.is_some_and(|n| n < end || n <= first.len() as u64) {
-                return missing(end);
+            if end > MAX_HEADER || file_len.is_some_and(|n| n < end || n <= first.len() as u64) {
+                return Err(missing(end));
             }
             let wish = end.max(first.len() as u64 * 2).min(MAX_HEADER);
             Ok(Progress::Need(file_len.map_or(wish, |n| wish.min(n))))
@@ -197,7 +289,53 @@ pub fn header(first: &[u8], file_len: Option<u64>) -> Result<Progress, ReadError
     }
 }
 
-fn whole(c: &mut Cursor) -> Result<Gguf, Stop> {
+/// The header ends before this byte, at the earliest.
+fn missing(end: u64) -> ReadError {
+    if end > MAX_HEADER {
+        let most = MAX_HEADER;
+        return error("", Problem::TooLarge { bytes: end, most });
+    }
+    let what = format!("a header of at least {end} bytes");
+    error("", Problem::Truncated(what))
+}
+
+/// Why a file has no header.
+#[derive(Debug)]
+pub enum FileError<E> {
+    /// It could not be read.
+    Unread(E),
+    Damaged(ReadError),
+}
+
+/// Reads the header of a file of `len` bytes through `read`, which fills a part of the buffer with what begins at the offset and says how
+/// much it was. Only what counts is read: a stretch at a time, without the scores and types of a vocabulary.
+///
+/// # Errors
+/// As [`header`], and those of `read`.
+pub fn header_of<E>(
+    len: u64,
+    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<usize, E>,
+) -> Result<Gguf, FileError<E>> {
+    let mut c = Cursor {
+        source: Window {
+            read,
+            len,
+            from: 0,
+            bytes: Vec::new(),
+            filled: 0,
+            failed: None,
+        },
+        at: 0,
+    };
+    whole(&mut c).map_err(|stop| match (stop, c.source.failed.take()) {
+        (Stop::Bad(e), _) => FileError::Damaged(e),
+        (Stop::Source, Some(e)) => FileError::Unread(e),
+        (Stop::Source, None) => FileError::Damaged(missing(len)),
+        (Stop::Short(end), _) => FileError::Damaged(missing(end)),
+    })
+}
+
+fn whole<S: Source>(c: &mut Cursor<S>) -> Result<Gguf, Stop> {
     let syntax = |text: String| Stop::Bad(error("", Problem::Syntax(text)));
     if &c.array::<4>()? != b"GGUF" {
         return Err(syntax(
@@ -224,11 +362,12 @@ fn whole(c: &mut Cursor) -> Result<Gguf, Stop> {
     }
     let mut metadata = BTreeMap::new();
     for _ in 0..n_values {
-        let key = c.text("a key", MAX_KEY)?;
-        let v = value(c, key)?;
-        if metadata.insert(key.to_string(), v).is_some() {
-            return Err(error(key, Problem::DuplicateKey).into());
+        let key = c.text("a key", MAX_KEY)?.to_string();
+        let v = value(c, &key)?;
+        if metadata.contains_key(&key) {
+            return Err(error(&key, Problem::DuplicateKey).into());
         }
+        metadata.insert(key, v);
     }
     let alignment = match metadata.get("general.alignment") {
         None => DEFAULT_ALIGNMENT,
@@ -251,7 +390,7 @@ fn whole(c: &mut Cursor) -> Result<Gguf, Stop> {
             .ok_or_else(|| overflow(&t.name))?;
         tensors.push(t);
     }
-    let header_bytes = c.at as u64;
+    let header_bytes = c.at;
     let data_start = padded(header_bytes, alignment).ok_or_else(|| overflow(""))?;
     Ok(Gguf {
         version,
@@ -271,8 +410,9 @@ fn overflow(name: &str) -> ReadError {
     )
 }
 
-fn tensor(c: &mut Cursor, expected: u64) -> Result<TensorInfo, Stop> {
-    let name = c.text("a tensor's name", MAX_NAME)?;
+fn tensor<S: Source>(c: &mut Cursor<S>, expected: u64) -> Result<TensorInfo, Stop> {
+    let name = c.text("a tensor's name", MAX_NAME)?.to_string();
+    let name = name.as_str();
     let dims = c.u32()?;
     if dims > MAX_DIMS {
         return Err(error(
