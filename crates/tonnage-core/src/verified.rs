@@ -83,6 +83,7 @@ pub const RECORDED_GENERATION: &[&str] = &[
     "phi3",
     "qwen2",
     "qwen3",
+    "t5",
 ];
 
 /// What of the job rests on source code alone: each as a sentence that begins with `unverified`.

@@ -29,7 +29,7 @@ fn recorded_inference_is_exact() {
             exact += 1;
         }
     }
-    assert_eq!(exact, 97, "rows of generation and forward calls");
+    assert_eq!(exact, 100, "rows of generation and forward calls");
 }
 
 #[test]
@@ -62,6 +62,7 @@ fn generation_events() {
     own("qwen3-tiny-generate-bf16-beams3-nf4");
     own("phi-tiny-generate-bf16-tf4.57.6");
     own("phi3-tiny-generate-bf16-tf4.57.6");
+    own("t5-tiny-generate-bf16");
     own("qwen3-tiny-forward-bf16-classification");
     own("bert-tiny-forward-fp16-embedding");
     own("qwen2-tiny-forward-bf16-embedding");
@@ -78,9 +79,16 @@ fn what_cannot_be_recorded_is_refused() {
             .to_string();
         assert!(text.contains(word), "{text}");
     }
-    let t5 = job("t5", json!({}), json!({}));
-    let text = tonnage_core::simulate(&t5).err().expect("refused");
-    assert!(text.to_string().contains("t5"), "{text}");
+    for (change, word) in [
+        (json!({"beams": 3}), "beams"),
+        (json!({"cache": "static"}), "not dynamic"),
+        (json!({"mask": "pad"}), "padding"),
+    ] {
+        let t5 = job("t5", json!({}), change);
+        let text = tonnage_core::simulate(&t5).err().expect("refused");
+        let text = text.to_string();
+        assert!(text.contains("t5") && text.contains(word), "{text}");
+    }
 }
 
 /// A decoder that classifies several sequences needs a padding token, as transformers says; it is not trained here.

@@ -121,6 +121,13 @@ impl Cache {
         }
     }
 
+    /// What an attention's keys and values are, where it has been updated: cross attention makes them once.
+    pub fn kept(&self, id: ModuleId) -> Option<(Tensor, Tensor)> {
+        let layers = self.layers.borrow();
+        let (_, l) = layers.iter().find(|l| l.0 == id)?;
+        Some((l.keys.clone()?, l.values.clone()?))
+    }
+
     /// `reorder_cache(beam_idx)`: every layer's keys, then its values, by `index_select` over the batch.
     pub fn reorder(&self, m: &Run, beams: u64) {
         for (_, l) in self.layers.borrow_mut().iter_mut() {

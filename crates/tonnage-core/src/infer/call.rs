@@ -4,7 +4,7 @@
 use crate::spec::{CacheChoice, Generation, Mask, Spec};
 use crate::train::IDS;
 use std::rc::Rc;
-use tonnage_model::arch::{Arch, Batch, Masks};
+use tonnage_model::arch::{Arch, Batch, Caches, Masks};
 use tonnage_model::common::mask;
 use tonnage_model::{Attention, Run};
 use tonnage_sim::timeline::Phase;
@@ -18,6 +18,15 @@ pub struct Kwargs {
     pub positions: Option<Tensor>,
     /// 4.57: the new tokens' places.
     pub cache_position: Option<Tensor>,
+    /// What an encoder has made of the prompt; `mask` is then its mask.
+    pub encoded: Option<Encoded>,
+}
+
+/// An encoder's hidden states and the decoder's caches.
+#[derive(Clone)]
+pub struct Encoded {
+    pub states: Tensor,
+    pub caches: Caches,
 }
 
 impl Kwargs {
@@ -26,6 +35,7 @@ impl Kwargs {
         drop(self.mask);
         drop(self.positions);
         drop(self.cache_position);
+        drop(self.encoded);
     }
 }
 
@@ -38,6 +48,7 @@ pub struct Inputs {
     mask: Option<Tensor>,
     /// Of the sliding layers, where it is another one.
     sliding: Option<Tensor>,
+    encoded: Option<Encoded>,
 }
 
 impl Drop for Inputs {
@@ -94,6 +105,17 @@ impl Calls<'_> {
     /// The inputs of a call over `tokens` known tokens, of which the cache has seen `past`.
     pub fn prepare(&self, kw: &Kwargs, tokens: u64) -> Inputs {
         let cx = self.cx;
+        if let Some(encoded) = &kw.encoded {
+            let ids = self.i64s(OpId::CLONE, &[self.rows, tokens - self.run.past()]);
+            return Inputs {
+                cache_position: None,
+                ids: Some(ids),
+                positions: None,
+                mask: Some(kw.mask.clone()),
+                sliding: None,
+                encoded: Some(encoded.clone()),
+            };
+        }
         let cached = self.run.cache().is_some();
         let s = if cached {
             tokens - self.run.past()
@@ -139,6 +161,7 @@ impl Calls<'_> {
             positions,
             mask,
             sliding,
+            encoded: None,
         }
     }
 
@@ -212,6 +235,12 @@ impl Calls<'_> {
     pub fn call(&self, inputs: &Inputs, first: bool) -> Option<Tensor> {
         let phase = if first { Phase::Prefill } else { Phase::Decode };
         self.cx.mark(0, 0, phase);
+        let halves = self.arch.encoder_decoder();
+        if let (Some(e), Some(halves), Some(ids)) = (&inputs.encoded, halves, &inputs.ids) {
+            self.run.decoding.set(!first);
+            let mask = inputs.mask.as_ref();
+            return Some(halves.decode(self.run, ids, &e.states, mask, &e.caches));
+        }
         let batch = Batch {
             input_ids: inputs.ids.clone(),
             attention_mask: inputs.mask.clone(),
@@ -227,6 +256,9 @@ impl Calls<'_> {
 
     /// The tensors of `model_kwargs` for one more token.
     pub fn update(&self, kw: &mut Kwargs) {
+        if kw.encoded.is_some() {
+            return;
+        }
         let (cx, rows) = (self.cx, self.rows);
         // the old ones are locals to the end of the function
         let mut old = None;

@@ -1,13 +1,13 @@
 //! `model.generate(ids, attention_mask=..., max_new_tokens=n)`
 //! (transformers 5.17 and 4.57.6, src/transformers/generation/utils.py, `generate`).
 
-use super::call::{Calls, Kwargs};
+use super::call::{Calls, Encoded, Kwargs};
 use super::{beam, by_hand, sample, special};
 use crate::error::CoreError;
 use crate::spec::{CacheChoice, Mask, Spec, Work};
 use crate::train::IDS;
 use std::rc::Rc;
-use tonnage_model::arch::Arch;
+use tonnage_model::arch::{Arch, Caches};
 use tonnage_model::{Attention, Cache, CacheKind, Run};
 use tonnage_sim::timeline::{Category, Phase};
 use tonnage_sim::{Cx, OpId, Tensor, ops};
@@ -33,8 +33,26 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
         }
     }
     let block = arch.by_hand();
-    if !arch.generates() && block.is_none() {
+    let halves = arch.encoder_decoder().is_some();
+    if !arch.generates() && block.is_none() && !halves {
         return unsupported(format!("generation with model_type `{}`", spec.model_type));
+    }
+    if halves {
+        let what = match () {
+            () if !spec.stack.transformers_5() => "transformers 4",
+            () if how.beams > 1 => "beams",
+            () if how.cache != CacheChoice::Dynamic || !spec.use_cache => {
+                "a cache that is not dynamic"
+            }
+            () if spec.mask == Mask::Padding => "padding",
+            () => "",
+        };
+        if !what.is_empty() {
+            return unsupported(format!(
+                "generation of an encoder-decoder (`{}`) with {what}",
+                spec.model_type
+            ));
+        }
     }
     if how.new == 0 || how.beams == 0 || spec.seq == 0 {
         return Err(CoreError::Invalid {
@@ -76,6 +94,9 @@ pub fn generate(spec: &Spec, cx: &Cx, run: &Rc<Run>, arch: &dyn Arch) -> Result<
     Ok(0)
 }
 
+/// Begin, end, padding, the decoder's first.
+type Special = (Option<Tensor>, Option<Tensor>, Tensor, Option<Tensor>);
+
 impl Calls<'_> {
     /// Everything from the prompt to the sequences.
     fn generate(&self) {
@@ -84,21 +105,29 @@ impl Calls<'_> {
         let prompt = self.i64s(OpId::INPUT, &[b, s]);
         cx.tag(&prompt, Category::Inputs);
         let mask = self.i64s(OpId::ONES_LIKE, &[b, s]);
-        let (bos, eos, pad) = self.special_tokens();
-        self.right_padding(b);
-        let cache = self.spec.use_cache.then(|| {
-            Rc::new(Cache::new(match self.how.cache {
-                CacheChoice::Dynamic | CacheChoice::Offloaded | CacheChoice::Quantized => {
-                    CacheKind::Dynamic
-                }
-                CacheChoice::Static => CacheKind::Static {
-                    len: self.longest(),
-                },
-            }))
+        let halves = self.arch.encoder_decoder();
+        let (bos, eos, pad, start) = self.special_tokens(halves.is_some());
+        if halves.is_none() {
+            self.right_padding(b);
+        }
+        let encoded = halves.map(|h| Encoded {
+            states: h.encode(self.run, &prompt, Some(&mask)),
+            caches: Caches::dynamic(),
         });
+        let first_ids = halves.map(|_| {
+            let ones = self.i64s(OpId::FULL, &[b, 1]);
+            let ids = self.i64s(OpId::MUL, &[b, 1]);
+            drop(ones);
+            ids
+        });
+        let own = encoded.as_ref().map(|e| e.caches.own.clone());
+        let cache = self
+            .spec
+            .use_cache
+            .then(|| own.unwrap_or_else(|| self.new_cache()));
         *self.run.cache.borrow_mut() = cache.clone();
-        let mut positions = self.five.then(|| self.positions(&mask));
-        let mut ids = prompt.clone();
+        let mut positions = (self.five && halves.is_none()).then(|| self.positions(&mask));
+        let mut ids = first_ids.unwrap_or_else(|| prompt.clone());
         let mut first = mask.clone();
         if self.how.beams > 1 {
             // `_expand_inputs_for_generation`
@@ -115,6 +144,7 @@ impl Calls<'_> {
             mask: first.clone(),
             positions: positions.clone(),
             cache_position: None,
+            encoded: encoded.clone(),
         };
         let sequences = if self.how.beams > 1 {
             beam::search(self, kw, ids.clone())
@@ -124,11 +154,13 @@ impl Calls<'_> {
         // the frame of `generate`
         drop(bos);
         drop(pad);
+        drop(start);
         drop(first);
         drop(positions);
         drop(self.run.cache.take());
         if self.how.cache == CacheChoice::Dynamic || self.five {
             drop(cache);
+            drop(encoded);
             drop(eos);
             drop(ids);
             drop(mask);
@@ -145,12 +177,24 @@ impl Calls<'_> {
         drop(prompt);
     }
 
-    /// `_prepare_special_tokens`: begin, end (which the stopping criteria hold as well), padding.
-    fn special_tokens(&self) -> (Option<Tensor>, Option<Tensor>, Tensor) {
+    fn new_cache(&self) -> Rc<Cache> {
+        Rc::new(Cache::new(match self.how.cache {
+            CacheChoice::Dynamic | CacheChoice::Offloaded | CacheChoice::Quantized => {
+                CacheKind::Dynamic
+            }
+            CacheChoice::Static => CacheKind::Static {
+                len: self.longest(),
+            },
+        }))
+    }
+
+    /// `_prepare_special_tokens`: begin, end (which the stopping criteria hold as well), padding, the decoder's first.
+    fn special_tokens(&self, decoder: bool) -> Special {
         let one = || self.i64s(OpId::TO_COPY, &[]);
         let bos = special::has_bos(&self.spec.model_type, &self.spec.config).then(one);
         let eos = self.how.eos.then(one);
         let pad = one();
+        let start = decoder.then(one);
         if self.how.eos {
             let cx = self.cx;
             let padded = self.isin(1);
@@ -162,7 +206,7 @@ impl Calls<'_> {
             drop(negative);
             drop(any);
         }
-        (bos, eos, pad)
+        (bos, eos, pad, start)
     }
 
     /// Is the last token of any sequence padding? 5.x asks the mask, and only for a batch; 4.57 compares with the token.

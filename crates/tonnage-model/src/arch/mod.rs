@@ -29,6 +29,7 @@ pub mod timm;
 pub mod vit;
 pub mod whisper;
 
+use crate::cache::{Cache, CacheKind};
 use crate::error::ModelError;
 use crate::net::Net;
 use crate::run::Run;
@@ -100,6 +101,38 @@ pub struct Masks {
     pub window: Option<u64>,
 }
 
+/// An `EncoderDecoderCache`.
+#[derive(Clone)]
+pub struct Caches {
+    pub own: Rc<Cache>,
+    pub cross: Rc<Cache>,
+}
+
+impl Caches {
+    /// Two that grow by concatenation; the second one only once.
+    pub fn dynamic() -> Caches {
+        Caches {
+            own: Rc::new(Cache::new(CacheKind::Dynamic)),
+            cross: Rc::new(Cache::new(CacheKind::Dynamic)),
+        }
+    }
+}
+
+/// The two halves of an encoder-decoder in a generation.
+pub trait EncoderDecoder {
+    /// The encoder's hidden states for ids [B, S].
+    fn encode(&self, m: &Rc<Run>, ids: &Tensor, mask: Option<&Tensor>) -> Tensor;
+    /// Logits [B, S, V] of the decoder's tokens; `mask` is the encoder's.
+    fn decode(
+        &self,
+        m: &Rc<Run>,
+        ids: &Tensor,
+        encoded: &Tensor,
+        mask: Option<&Tensor>,
+        caches: &Caches,
+    ) -> Tensor;
+}
+
 /// A forward pass.
 pub trait Arch {
     /// Does every attention layer hand its keys and values to the call's cache, and does the head take [`Batch::keep`]?
@@ -116,6 +149,10 @@ pub trait Arch {
             full: true,
             window: None,
         }
+    }
+    /// Encoder and decoder apart, where a generation runs the one once and the other for each token.
+    fn encoder_decoder(&self) -> Option<&dyn EncoderDecoder> {
+        None
     }
     /// The model's own loop generates, without a cache: the most tokens of one call.
     fn by_hand(&self) -> Option<u64> {

@@ -4,8 +4,8 @@
 
 mod attention;
 
-use self::attention::{Attn, Cache};
-use super::{Arch, Batch, Built, Head, Output, fields};
+use self::attention::{Attn, Cache, Kept};
+use super::{Arch, Batch, Built, Caches, EncoderDecoder, Head, Output, fields};
 use crate::common::{self, activation::Activation};
 use crate::error::ModelError;
 use crate::layers::{Dropout, Embedding, Linear};
@@ -308,7 +308,7 @@ struct Context {
     encoder_mask: Option<Tensor>,
     /// 4.57: int64 [S].
     positions: Option<Tensor>,
-    cache: Option<Rc<Cache>>,
+    cache: Option<Kept>,
 }
 
 impl Sublayer {
@@ -383,7 +383,7 @@ impl Side {
         ids: &Tensor,
         mask: Option<&Tensor>,
         encoder: Option<&Tensor>,
-        cache: Option<Rc<Cache>>,
+        cache: Option<Kept>,
     ) -> Tensor {
         let cx = &m.cx;
         let five = m.options.stack.transformers_5();
@@ -486,17 +486,56 @@ impl Side {
     }
 }
 
+impl T5 {
+    fn scaled(&self, m: &Run, decoded: &Tensor) -> Tensor {
+        match self.scale {
+            true => ops::mul_scalar(&m.cx, decoded),
+            false => decoded.clone(),
+        }
+    }
+}
+
+/// Case `t5-tiny-generate-bf16`.
+impl EncoderDecoder for T5 {
+    fn encode(&self, m: &Rc<Run>, ids: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        m.within(self.encoder.id, || {
+            self.encoder.forward(self, m, ids, mask, None, None)
+        })
+    }
+
+    fn decode(
+        &self,
+        m: &Rc<Run>,
+        ids: &Tensor,
+        encoded: &Tensor,
+        mask: Option<&Tensor>,
+        caches: &Caches,
+    ) -> Tensor {
+        let cache = Some(Kept::Growing(caches.clone()));
+        let decoded = m.within(self.decoder.id, || {
+            self.decoder
+                .forward(self, m, ids, mask, Some(encoded), cache)
+        });
+        let scaled = self.scaled(m, &decoded);
+        let logits = self.head.forward(m, &scaled);
+        drop(decoded);
+        drop(scaled);
+        logits
+    }
+}
+
 impl Arch for T5 {
+    fn encoder_decoder(&self) -> Option<&dyn EncoderDecoder> {
+        Some(self)
+    }
+
     fn forward(&self, m: &Rc<Run>, batch: &Batch) -> Output {
-        let cx = &m.cx;
         let ids = batch
             .input_ids
             .as_ref()
             .expect("an encoder-decoder's batch has input_ids");
         let mask = batch.attention_mask.as_ref();
-        let encoded = m.within(self.encoder.id, || {
-            self.encoder.forward(self, m, ids, mask, None, None)
-        });
+        let encoded = self.encode(m, ids, mask);
         let labels = batch.labels.as_ref();
         let decoder_ids = labels.map(|l| common::loss::shift_right(m, l));
         let start = decoder_ids.as_ref().unwrap_or(ids);
@@ -505,14 +544,11 @@ impl Arch for T5 {
         let cached = m.options.stack.transformers_5() && !checkpointing;
         let cache = cached.then(|| Rc::new(Cache::default()));
         let decoded = m.within(self.decoder.id, || {
+            let cache = cache.clone().map(Kept::Once);
             self.decoder
-                .forward(self, m, start, mask, Some(&encoded), cache.clone())
+                .forward(self, m, start, mask, Some(&encoded), cache)
         });
-        let scaled = if self.scale {
-            ops::mul_scalar(cx, &decoded)
-        } else {
-            decoded.clone()
-        };
+        let scaled = self.scaled(m, &decoded);
         let logits = self.head.forward(m, &scaled);
         let loss = labels.map(|l| common::loss::cross_entropy(m, &logits, l));
         drop(decoder_ids);

@@ -1,11 +1,13 @@
 //! T5's attention: relative position buckets, the decoder's cache, eager and SDPA.
 
+use super::super::Caches;
 use super::{Config, Context};
 use crate::common;
 use crate::layers::{Embedding, Linear};
 use crate::net::{ModuleId, NetBuilder};
 use crate::run::{Attention, Run};
 use std::cell::RefCell;
+use std::rc::Rc;
 use tonnage_sim::ops;
 use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
 
@@ -14,6 +16,15 @@ use tonnage_sim::{OpId, ScalarType, Shape, Tensor};
 pub(super) struct Cache {
     own: RefCell<Vec<(Tensor, Tensor)>>,
     cross: RefCell<Vec<(Tensor, Tensor)>>,
+}
+
+/// The cache of a call.
+#[derive(Clone)]
+pub(super) enum Kept {
+    /// Of one call alone, as in training.
+    Once(Rc<Cache>),
+    /// Of a generation.
+    Growing(Caches),
 }
 
 impl Cache {
@@ -93,11 +104,25 @@ impl Attn {
             } else {
                 x
             };
-            let mut k = common::attention::split_heads(m, &self.k, states, self.d_kv);
-            let mut v = common::attention::split_heads(m, &self.v, states, self.d_kv);
-            if let Some(cache) = &context.cache {
-                (k, v) = cache.update(m, cross, k, v);
-            }
+            let made = match &context.cache {
+                Some(Kept::Growing(c)) if cross => c.cross.kept(self.id),
+                _ => None,
+            };
+            let (k, v) = made.unwrap_or_else(|| {
+                let k = common::attention::split_heads(m, &self.k, states, self.d_kv);
+                let v = common::attention::split_heads(m, &self.v, states, self.d_kv);
+                match &context.cache {
+                    None => (k, v),
+                    Some(Kept::Once(cache)) => cache.update(m, cross, k, v),
+                    Some(Kept::Growing(c)) => {
+                        let cache = if cross { &c.cross } else { &c.own };
+                        let all = cache.update(m, self.id, None, &k, &v);
+                        drop(k);
+                        drop(v);
+                        all
+                    }
+                }
+            });
             let mask = if cross {
                 context.encoder_mask.as_ref()
             } else {
