@@ -170,7 +170,7 @@ fn a_file_is_read_as_its_bytes_are() {
         seen += 1;
     }
     assert!(seen > 25);
-    let fails = header_of(100, &mut |_, _| Err("disk"));
+    let fails = header_of(100, |_, _| Err("disk"));
     assert!(matches!(fails, Err(FileError::Unread("disk"))));
 }
 

@@ -51,8 +51,8 @@ impl Source for First<'_> {
 }
 
 /// A file that is read a stretch at a time.
-struct Window<'a, E> {
-    read: &'a mut dyn FnMut(u64, &mut [u8]) -> Result<usize, E>,
+struct Window<F, E> {
+    read: F,
     len: u64,
     /// The stretch held begins here.
     from: u64,
@@ -62,7 +62,7 @@ struct Window<'a, E> {
     failed: Option<E>,
 }
 
-impl<E> Window<'_, E> {
+impl<E, F: FnMut(u64, &mut [u8]) -> Result<usize, E>> Window<F, E> {
     /// Holds `n` bytes from `at` on.
     fn load(&mut self, at: u64, n: usize) -> Result<(), Stop> {
         // what is held of them moves to the front
@@ -96,7 +96,7 @@ impl<E> Window<'_, E> {
 /// Bytes that are read at once.
 const STRETCH: usize = 128 << 10;
 
-impl<E> Source for Window<'_, E> {
+impl<E, F: FnMut(u64, &mut [u8]) -> Result<usize, E>> Source for Window<F, E> {
     fn get(&mut self, at: u64, n: u64) -> Result<&[u8], Stop> {
         let held = |w: &Self| {
             let start = usize::try_from(at.checked_sub(w.from)?).ok()?;
@@ -314,7 +314,7 @@ pub enum FileError<E> {
 /// As [`header`], and those of `read`.
 pub fn header_of<E>(
     len: u64,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<usize, E>,
+    read: impl FnMut(u64, &mut [u8]) -> Result<usize, E>,
 ) -> Result<Gguf, FileError<E>> {
     let mut c = Cursor {
         source: Window {

@@ -298,9 +298,10 @@ fn attention(g: &Graph, t: &Tensor, chip: Chip) -> u64 {
         };
         return pieces(&[seen, left]);
     }
-    let mut parallel = chip.occupancy.min(parts);
+    let least = chip.occupancy.min(parts);
+    let mut parallel = least;
     let (mut waves_best, mut best) = (0, 0);
-    for test in parallel..=parts {
+    for test in least..=parts {
         let waves = (tiles * test).div_ceil(most);
         let filled = 100 * tiles * test / (waves * most).max(1);
         if best >= 95 && waves > waves_best {
