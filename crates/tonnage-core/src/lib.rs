@@ -22,4 +22,4 @@ pub use error::CoreError;
 pub use footprint::{Footprint, estimate};
 pub use job::Job;
 pub use spec::Spec;
-pub use train::{Simulated, simulate, simulate_counted, simulate_until_repeat};
+pub use train::{Simulated, simulate, simulate_counted, simulate_noting, simulate_until_repeat};

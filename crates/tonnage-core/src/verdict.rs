@@ -1,5 +1,6 @@
 //! Does it fit? The allocator is run again with the card's memory: release of cached blocks, retry and refusal included.
 
+use crate::spec::Spec;
 use crate::train::Simulated;
 use serde::Serialize;
 use tonnage_catalog::Gpu;
@@ -7,9 +8,10 @@ use tonnage_catalog::device::{
     DeviceError, DeviceOverhead, Stack as DeviceStack, Usable, device_overhead, usable,
 };
 use tonnage_sim::alloc::{
-    AllocatorConfig, CachingAllocator, Capacity, MessageContext, OutOfMemory, ProcessMemory,
+    AllocatorConfig, CachingAllocator, Capacity, MessageContext, OutOfMemory, Peaks, ProcessMemory,
     ReplayError, replay,
 };
+use tonnage_sim::timeline::Event;
 
 /// The answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -78,18 +80,23 @@ struct Trial {
 
 /// The run with a limit. Where it had to give memory back, a run whose repeating steps were left out says nothing about those (its
 /// layout has left the repeating path): then the whole run is made.
-fn trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -> Trial {
-    let t = one_trial(sim, config, total, free);
-    match &sim.cut {
+fn trial(
+    (events, cut): (&[Event], Option<&Spec>),
+    config: &AllocatorConfig,
+    total: u64,
+    free: u64,
+) -> Trial {
+    let t = one_trial(events, config, total, free);
+    match cut {
         Some(spec) if t.retries > 0 && t.result.is_ok() => match crate::train::simulate(spec) {
-            Ok(whole) => one_trial(&whole, config, total, free),
+            Ok(whole) => one_trial(&whole.timeline.events, config, total, free),
             Err(_) => t,
         },
         _ => t,
     }
 }
 
-fn one_trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -> Trial {
+fn one_trial(events: &[Event], config: &AllocatorConfig, total: u64, free: u64) -> Trial {
     let mut a = CachingAllocator::new(
         config.clone(),
         Some(Capacity {
@@ -97,7 +104,7 @@ fn one_trial(sim: &Simulated, config: &AllocatorConfig, total: u64, free: u64) -
             free: free.min(total),
         }),
     );
-    let out = replay(&sim.timeline.events, &[], &mut a);
+    let out = replay(events, &[], &mut a);
     let retries = a.stats().num_alloc_retries;
     let result = match out {
         Ok(r) => Ok((r.peaks.allocated, r.peaks.reserved)),
@@ -184,12 +191,51 @@ impl Device {
     }
 }
 
+/// The outcome of [`verdict`] alone, of events and what was left out of them (as in [`Simulated`]). `peaks` are those of the run without
+/// a limit. A limit that is never reached changes nothing, and one that is reached makes the allocator give back its cache or fail: so
+/// the run with the limit is made only where the peak is above what is expected to be left.
+pub fn outcome(
+    (events, cut): (&[Event], Option<&Spec>),
+    config: &AllocatorConfig,
+    peaks: &Peaks,
+    device: &Device,
+) -> Outcome {
+    let (expected, worst) = device.room();
+    if peaks.requested > expected {
+        return Outcome::No;
+    }
+    // a share of the card is another limit; segments are given back before that where cached blocks have ages or are too large to split
+    let plain = config.per_process_memory_fraction >= 1.0
+        && config.garbage_collection_threshold.is_none()
+        && config.max_split_size.is_none();
+    if plain && peaks.reserved <= worst {
+        return Outcome::Fits;
+    }
+    if plain && peaks.reserved <= expected {
+        return Outcome::Tight;
+    }
+    let total = device.usable.expected;
+    let t = trial((events, cut), config, total, expected);
+    if t.result.is_err() {
+        return Outcome::No;
+    }
+    if plain || t.retries > 0 {
+        return Outcome::Tight;
+    }
+    let t = trial((events, cut), config, device.usable.low, worst);
+    match t.result {
+        Ok(_) if t.retries == 0 => Outcome::Fits,
+        _ => Outcome::Tight,
+    }
+}
+
 /// The verdict of a job on a card. `wanted` is the peak reserved without a limit.
 pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wanted: u64) -> Verdict {
     let (_, outside, outside_high) = device.outside();
     let total = device.usable.expected;
     let available = device.available(total, outside);
-    let expected = trial(sim, config, total, available);
+    let run = (&sim.timeline.events[..], sim.cut.as_deref());
+    let expected = trial(run, config, total, available);
     let (outcome, why, failure, peaks) = match &expected.result {
         Err((event, oom, allocated, reserved)) => {
             let failure = failed(sim, *event, oom, outside);
@@ -218,7 +264,7 @@ pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wante
         Ok(peaks) => {
             let worst_total = device.usable.low;
             let worst = trial(
-                sim,
+                run,
                 config,
                 worst_total,
                 device.available(worst_total, outside_high),

@@ -99,7 +99,7 @@ fn k14_what_others_hold_counts() {
     let job = gpt2();
     let at = |here: Here| {
         let (classes, _) = classes([gpu("rtx-4090").unwrap()], here);
-        over::class(&job, &classes[0]).unwrap().remove(0)
+        over::rows(&job, &classes[..1]).unwrap().remove(0)
     };
     let idle = at(Here::default());
     assert_eq!((idle.outcome, idle.taken_bytes), (Outcome::Fits, 0));

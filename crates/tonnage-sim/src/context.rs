@@ -1,8 +1,10 @@
 //! Where a simulation happens: event list, owner, grad mode, autocast, workspaces, recomputation.
 
+use crate::asked::Asked;
 use crate::autocast::Autocast;
 use crate::autograd::Node;
 use crate::checkpoint::{Hooks, Recompute};
+use crate::kernels::Steps;
 use crate::ops::op::OpId;
 use crate::shape::{Shape, Strides};
 use crate::tensor::{GHOST, Storage, Tensor};
@@ -27,13 +29,6 @@ pub struct DeviceModel {
     pub kernel: crate::kernels::KernelDevice,
 }
 
-impl DeviceModel {
-    /// Compute capability as major * 10 + minor.
-    pub fn sm(&self) -> u32 {
-        self.kernel.capability.0 as u32 * 10 + self.kernel.capability.1 as u32
-    }
-}
-
 /// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
 fn workspace_bytes(device: &crate::kernels::KernelDevice) -> u64 {
     if device.is_sm90() {
@@ -47,7 +42,7 @@ fn workspace_bytes(device: &crate::kernels::KernelDevice) -> u64 {
 const LT_WORKSPACE_BYTES: u64 = 1 << 20;
 
 pub struct CxInner {
-    events: RefCell<Vec<Event>>,
+    pub(crate) events: RefCell<Vec<Event>>,
     next_id: Cell<u32>,
     pub(crate) next_seq: Cell<u64>,
     owner: Cell<u32>,
@@ -64,6 +59,8 @@ pub struct CxInner {
     lt_workspaces: [RefCell<Option<Tensor>>; 2],
     pub(crate) accumulate: Accumulate,
     pub(crate) device: DeviceModel,
+    /// What is asked of the card, where it is noted.
+    pub(crate) asked: RefCell<Option<Box<Asked>>>,
     pub(crate) autocast: RefCell<Autocast>,
     pub(crate) hooks: RefCell<Vec<Hooks>>,
     pub(crate) recompute: Cell<Recompute>,
@@ -100,17 +97,12 @@ impl Cx {
             lt_workspaces: Default::default(),
             accumulate,
             device,
+            asked: RefCell::default(),
             autocast: RefCell::default(),
             hooks: RefCell::default(),
             recompute: Cell::default(),
             nodes: RefCell::default(),
         }))
-    }
-
-    /// The device facts.
-    #[inline]
-    pub fn device(&self) -> &DeviceModel {
-        &self.0.device
     }
 
     // ---- allocation -------------------------------------------------------------------------------------------------
@@ -201,8 +193,10 @@ impl Cx {
     pub fn gemm(&self) {
         let i = self.0.backward_thread.get() as usize;
         if self.0.workspaces[i].borrow().is_none() && !self.0.muted.get() {
-            let bytes = workspace_bytes(&self.0.device.kernel);
+            let steps = self.script((), |(), card| Steps::block(workspace_bytes(card)));
+            let bytes = steps.peak_temporary_bytes();
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
+            self.note_played(&steps, std::iter::once(t.storage.id));
             self.tag(&t, Category::Workspace);
             *self.0.workspaces[i].borrow_mut() = Some(t);
         }

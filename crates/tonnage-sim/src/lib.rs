@@ -7,6 +7,7 @@
 //! [`autograd`] (nodes, saved tensors, the engine's order), [`checkpoint`] (recomputation), [`ops`] (operators), [`timeline`] (the result).
 
 pub mod alloc;
+pub mod asked;
 pub mod autocast;
 pub mod autograd;
 pub mod checkpoint;

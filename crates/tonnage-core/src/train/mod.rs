@@ -18,6 +18,7 @@ use tonnage_model::net::{Net, ParamSpec};
 use tonnage_model::{Attention, Loss, Run, RunOptions};
 use tonnage_sim::OpId;
 use tonnage_sim::alloc::AllocatorConfig;
+use tonnage_sim::asked::Asked;
 use tonnage_sim::checkpoint::Recompute;
 use tonnage_sim::context::DeviceModel;
 use tonnage_sim::timeline::{Phase, Timeline};
@@ -105,12 +106,12 @@ fn supported(spec: &Spec) -> Result<(), CoreError> {
 
 /// Runs `spec`, every step and micro-batch of it.
 pub fn simulate(spec: &Spec) -> Result<Simulated, CoreError> {
-    run(spec, None, false)
+    Ok(run(spec, None, Note::Nothing)?.0)
 }
 
 /// Runs `spec`, every step and micro-batch of it, and counts the arithmetic of its operators.
 pub fn simulate_counted(spec: &Spec) -> Result<Simulated, CoreError> {
-    run(spec, None, true)
+    Ok(run(spec, None, Note::Work)?.0)
 }
 
 /// Runs `spec` until its micro-batches and its steps repeat, memory layout under these allocator settings included: the figures are
@@ -119,14 +120,33 @@ pub fn simulate_until_repeat(
     spec: &Spec,
     allocator: &AllocatorConfig,
 ) -> Result<Simulated, CoreError> {
-    run(spec, Some(allocator), false)
+    Ok(run(spec, Some(allocator), Note::Nothing)?.0)
+}
+
+/// As [`simulate_until_repeat`], with what the run asked its card: the runs of other cards follow from it, where nothing was left out.
+pub fn simulate_noting(
+    spec: &Spec,
+    allocator: &AllocatorConfig,
+) -> Result<(Simulated, Box<Asked>), CoreError> {
+    let (sim, asked) = run(spec, Some(allocator), Note::Questions)?;
+    Ok((sim, asked.unwrap_or_default()))
+}
+
+/// What is noted besides events.
+#[derive(Clone, Copy, PartialEq)]
+enum Note {
+    Nothing,
+    /// The arithmetic of operators.
+    Work,
+    /// What is asked of the card.
+    Questions,
 }
 
 fn run(
     spec: &Spec,
     allocator: Option<&AllocatorConfig>,
-    count: bool,
-) -> Result<Simulated, CoreError> {
+    note: Note,
+) -> Result<(Simulated, Option<Box<Asked>>), CoreError> {
     let built = spec.model()?;
     if let Some(layout) = built.arch.layout() {
         described::check(spec, layout, &built.net)?;
@@ -138,7 +158,10 @@ fn run(
         },
         spec.accumulate,
     );
-    cx.count_work(count);
+    cx.count_work(note == Note::Work);
+    if note == Note::Questions {
+        cx.note_questions();
+    }
     let options = RunOptions {
         dtype: spec.weights.unwrap_or(spec.precision.weights()),
         attention: spec.attention,
@@ -180,7 +203,7 @@ fn run(
     if let Some(end) = timeline.marks.iter().find(|m| m.phase == Phase::End) {
         timeline.events.truncate(end.at);
     }
-    Ok(Simulated {
+    let simulated = Simulated {
         work: cx.take_work(),
         timeline,
         modules,
@@ -190,7 +213,8 @@ fn run(
         buffer_bytes,
         managed_bytes,
         cut: watch.is_some_and(|w| w.cut).then(|| Box::new(spec.clone())),
-    })
+    };
+    Ok((simulated, cx.take_questions()))
 }
 
 /// Bytes that transformers reserves ahead of loading (5.17, modeling_utils.py, get_total_byte_count): a weight that is going to be

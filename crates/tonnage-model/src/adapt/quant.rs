@@ -218,14 +218,10 @@ impl Packed4 {
     /// The operator `bitsandbytes::gemm_4bit`: a fused kernel, or the unpacked weight and `F.linear`.
     fn gemm(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let rows = x.numel() / self.input.max(1);
-        if gemm4::fused(
-            &cx.device().kernel,
-            x.dtype,
-            rows,
-            self.output,
-            self.input,
-            BLOCK,
-        ) {
+        let fused = cx.choice((x.dtype, rows, self.output, self.input), |a, card| {
+            u64::from(gemm4::fused(card, a.0, a.1, a.2, a.3, BLOCK))
+        });
+        if fused == 1 {
             let x = ops::contiguous(cx, x);
             let flops = 2 * rows * self.output * self.input;
             let packed = self.output * self.input / 2;

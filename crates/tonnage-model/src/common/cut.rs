@@ -97,7 +97,7 @@ fn valid_tokens(cx: &Cx, labels: &Tensor, b: u64, s: u64) -> Tensor {
     let next = ops::slice(cx, labels, 1, 1, s - 1);
     let counts = ops::compare_scalar(cx, OpId::NE, &next);
     let n = b * (s - 1);
-    let steps = kernels::nonzero(n, 2, n, &cx.device().kernel);
+    let steps = cx.script(n, |n, card| kernels::nonzero(*n, 2, *n, card));
     let shape = Shape::new(&[n, 2]);
     let found = cx.play(OpId::INDEX, &steps, |_| {
         (shape, shape.contiguous_strides(), ScalarType::I64)

@@ -197,7 +197,9 @@ pub fn unrouted(m: &Run, ids: &Tensor, experts: u64) -> Tensor {
     let counts = ops::sum(cx, &mask, &[-1, -2], false);
     let hit = ops::compare_scalar(cx, OpId::COMPARE, &counts);
     drop(counts);
-    let steps = tonnage_sim::kernels::nonzero(experts, 1, 0, &cx.device().kernel);
+    let steps = cx.script(experts, |n, card| {
+        tonnage_sim::kernels::nonzero(*n, 1, 0, card)
+    });
     cx.play(OpId::NE, &steps, |_| {
         (ids.shape, ids.strides(), ScalarType::I64)
     });
@@ -213,7 +215,9 @@ pub fn unreached(m: &Run, x: &Tensor, ids: &Tensor, dtype: ScalarType, experts: 
     let (t, k) = (ids.size(0), ids.size(1));
     let out = ops::plain(cx, OpId::ZEROS_LIKE, x, dtype);
     let hot = cx.empty(OpId::ONE_HOT, Shape::new(&[t, k, experts]), ScalarType::I64);
-    let steps = tonnage_sim::kernels::nonzero(t * k, 2, 0, &cx.device().kernel);
+    let steps = cx.script(t * k, |n, card| {
+        tonnage_sim::kernels::nonzero(*n, 2, 0, card)
+    });
     for _ in 0..experts {
         let chosen = cx.empty(OpId::NE, ids.shape, ScalarType::I64);
         cx.play(OpId::NE, &steps, |_| {

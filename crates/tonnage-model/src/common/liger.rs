@@ -106,7 +106,7 @@ fn forward(
         }
         if let Some(gw) = &gw {
             let half = matches!(logits.dtype, ScalarType::F16 | ScalarType::BF16);
-            if cx.device().sm() >= 80
+            if cx.choice((), |(), card| u64::from(card.capability.0 >= 8)) == 1
                 && half
                 && (gw.dtype == ScalarType::F32 || gw.dtype == logits.dtype)
             {

@@ -6,7 +6,8 @@
 //! change the verdict; only cards within [`GUARD`] of it are simulated with their own. That the guard is wide enough is not proven:
 //! `tests/grid.rs` compares with the verdict of every card's own simulation.
 
-use super::{Class, Tried};
+use super::Class;
+use super::runs::Runs;
 use tonnage_core::verdict::Outcome;
 use tonnage_core::{Diagnostic, Job};
 
@@ -21,11 +22,10 @@ fn side(c: &Class) -> usize {
     usize::from(c.kernel.capability.0 < 8)
 }
 
-/// A setting on a side's reference.
+/// What a side's reference says whatever the card's kernels.
+#[derive(Clone, Copy)]
 struct Reference {
-    class: usize,
-    tried: Tried,
-    /// From so much reserved on it fits, below so much requested it does not, whatever the card's kernels.
+    /// From so much reserved on it fits, below so much requested it does not.
     enough: u64,
     lacking: u64,
 }
@@ -39,56 +39,51 @@ pub fn outcomes(
     classes: &[Class],
     own: &mut usize,
 ) -> Result<Outcomes, Vec<Diagnostic>> {
-    let mut try_on = |class: &Class| -> Result<Tried, Vec<Diagnostic>> {
-        *own += 1;
-        match class.cards.first() {
-            Some(d) => Tried::new(job, &d.gpu),
-            None => Err(vec![Diagnostic::error("defect", "a class without cards")]),
-        }
-    };
     let slack = |n: u64| n / GUARD.0 + GUARD.1;
+    let mut runs = Runs::new(job)?;
+    let limited = runs.limited();
     let mut sides: [Option<Reference>; 2] = [None, None];
     let mut out = Vec::with_capacity(classes.len());
-    for (i, c) in classes.iter().enumerate() {
+    for c in classes {
         let s = side(c);
-        if sides[s].is_none() {
-            // of its side the class in the middle
-            let same: Vec<usize> = (0..classes.len())
-                .filter(|k| side(&classes[*k]) == s)
-                .collect();
-            let class = same.get(same.len() / 2).copied().unwrap_or(i);
-            let tried = try_on(&classes[class])?;
-            let (wanted, requested) = (tried.wanted(), tried.requested());
-            sides[s] = Some(Reference {
-                class,
-                enough: wanted + slack(wanted),
-                lacking: requested.saturating_sub(slack(requested)),
-                tried,
-            });
+        let least = runs.on_any_card().unwrap_or(0);
+        let hopeless = |d: &tonnage_core::verdict::Device| d.room().0 < least;
+        if c.cards.iter().all(hopeless) {
+            out.push(vec![Outcome::No; c.cards.len()]);
+            continue;
         }
-        let Some(r) = &sides[s] else { continue };
-        let limited = r.tried.config.per_process_memory_fraction < 1.0;
-        let mut mine: Option<Tried> = None;
-        let mut row = Vec::with_capacity(c.cards.len());
-        for d in &c.cards {
+        let r = match sides[s] {
+            Some(r) => r,
+            None => {
+                // of its side the class in the middle
+                let same: Vec<&Class> = classes.iter().filter(|k| side(k) == s).collect();
+                let run = runs.on(same.get(same.len() / 2).copied().unwrap_or(c))?;
+                let (wanted, requested) = (run.wanted(), run.requested());
+                *sides[s].insert(Reference {
+                    enough: wanted + slack(wanted),
+                    lacking: requested.saturating_sub(slack(requested)),
+                })
+            }
+        };
+        let far = |d: &tonnage_core::verdict::Device| {
             let (expected, worst) = d.room();
-            row.push(if i == r.class {
-                r.tried.outcome(d)
-            } else if expected < r.lacking {
-                Outcome::No
+            if expected < r.lacking.max(least) {
+                Some(Outcome::No)
             } else if worst >= r.enough && !limited {
-                Outcome::Fits
+                Some(Outcome::Fits)
             } else {
-                let t = match mine.take() {
-                    Some(t) => t,
-                    None => try_on(c)?,
-                };
-                let o = t.outcome(d);
-                mine = Some(t);
-                o
-            });
+                None
+            }
+        };
+        let mut row: Vec<Option<Outcome>> = c.cards.iter().map(far).collect();
+        if row.iter().any(Option::is_none) {
+            let run = runs.on(c)?;
+            for (o, d) in row.iter_mut().zip(&c.cards) {
+                o.get_or_insert_with(|| run.outcome(d));
+            }
         }
-        out.push(row);
+        out.push(row.into_iter().flatten().collect());
     }
+    *own += runs.simulated();
     Ok(out)
 }

@@ -1,27 +1,29 @@
 //! Fit over cards and sizes: which cards hold a job, the largest value of a knob on a card, what a size of memory can train.
 //!
 //! Every answer is [`verdict`](tonnage_core::verdict::verdict)'s: the job simulated with the card's kernels, and its allocator run again
-//! with the card's memory. What can be said without that second run is said without it ([`Tried::outcome`]), never differently.
+//! with the card's memory. What can be said without that second run is said without it
+//! ([`outcome`](tonnage_core::verdict::outcome)), never differently.
 
 pub mod grid;
 pub mod have;
 pub mod largest;
 pub mod need;
 pub mod over;
+pub mod runs;
 pub mod sizes;
 pub mod sizes_text;
 pub mod text;
 
 use serde::Serialize;
 use tonnage_catalog::{Gpu, Gpus};
-use tonnage_core::footprint::analysis::{Analysis, analyse};
 use tonnage_core::job::kernel_device;
 use tonnage_core::train::simulate_until_repeat;
-use tonnage_core::verdict::{Device, Outcome, Verdict, verdict};
+use tonnage_core::verdict::{Device, Outcome, Verdict, outcome, verdict};
 use tonnage_core::{CoreError, Diagnostic, Job, Simulated};
 use tonnage_model::ModelError;
-use tonnage_sim::alloc::AllocatorConfig;
+use tonnage_sim::alloc::{AllocatorConfig, CachingAllocator, Peaks, replay};
 use tonnage_sim::kernels::KernelDevice;
+use tonnage_sim::timeline::Event;
 
 /// The version of the JSON forms of all questions about training.
 pub const SCHEMA: &str = "tonnage.fit-training/1";
@@ -96,8 +98,38 @@ pub fn classes(gpus: impl IntoIterator<Item = Gpu>, here: Here) -> (Vec<Class>, 
 /// A job simulated with a card's kernels, and what an allocator without a limit did.
 pub struct Tried {
     pub simulated: Simulated,
-    pub analysis: Analysis,
+    peaks: Peaks,
     config: AllocatorConfig,
+}
+
+/// The highest of each over a run without a limit, loading included.
+fn peaks(events: &[Event], config: &AllocatorConfig) -> Peaks {
+    // without a limit only what no card has is refused
+    let mut a = CachingAllocator::new(config.clone(), None);
+    match replay(events, &[], &mut a) {
+        Ok(r) => r.peaks,
+        Err(_) => Peaks {
+            allocated: a.stats().allocated.peak,
+            reserved: a.stats().reserved.peak,
+            requested: a.stats().requested.peak,
+        },
+    }
+}
+
+/// What keeps a job from being simulated.
+fn refused(e: &CoreError) -> Vec<Diagnostic> {
+    let code = match e {
+        CoreError::Unsupported(_)
+        | CoreError::Model(ModelError::NoForward(_) | ModelError::Unsupported(..)) => "unsupported",
+        CoreError::Model(_) => "bad-model",
+        _ => "bad-job",
+    };
+    vec![Diagnostic::error(code, e.to_string())]
+}
+
+fn allocator(job: &Job) -> Result<AllocatorConfig, Vec<Diagnostic>> {
+    job.allocator()
+        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])
 }
 
 impl Tried {
@@ -107,36 +139,23 @@ impl Tried {
     /// What `estimate` says to it.
     pub fn new(job: &Job, gpu: &Gpu) -> Result<Tried, Vec<Diagnostic>> {
         let spec = job.spec(gpu)?;
-        let config = job
-            .allocator()
-            .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
-        let simulated = simulate_until_repeat(&spec, &config).map_err(|e| {
-            let code = match &e {
-                CoreError::Unsupported(_)
-                | CoreError::Model(ModelError::NoForward(_) | ModelError::Unsupported(..)) => {
-                    "unsupported"
-                }
-                CoreError::Model(_) => "bad-model",
-                _ => "bad-job",
-            };
-            vec![Diagnostic::error(code, e.to_string())]
-        })?;
-        let analysis = analyse(&simulated, &config);
+        let config = allocator(job)?;
+        let simulated = simulate_until_repeat(&spec, &config).map_err(|e| refused(&e))?;
         Ok(Tried {
+            peaks: peaks(&simulated.timeline.events, &config),
             simulated,
-            analysis,
             config,
         })
     }
 
     /// Reserved bytes without a limit, at the highest.
     pub fn wanted(&self) -> u64 {
-        self.analysis.peak.reserved
+        self.peaks.reserved
     }
 
     /// Requested bytes at the highest: what no allocator can do without.
     pub fn requested(&self) -> u64 {
-        self.analysis.peak.requested
+        self.peaks.requested
     }
 
     /// The full verdict on a card.
@@ -144,19 +163,13 @@ impl Tried {
         verdict(&self.simulated, &self.config, d, self.wanted())
     }
 
-    /// The outcome on a card; [`Tried::verdict`] says the same. A limit that is never reached changes nothing, so where even the worst
-    /// case of the device level leaves what the run without a limit reserves, it fits; where it leaves less than the tensors' own bytes,
-    /// no allocator helps. Only between them is the allocator run again.
+    /// The outcome on a card; [`Tried::verdict`] says the same.
     pub fn outcome(&self, d: &Device) -> Outcome {
-        let (expected, worst) = d.room();
-        if self.requested() > expected {
-            return Outcome::No;
-        }
-        let unlimited = self.config.per_process_memory_fraction >= 1.0;
-        if unlimited && self.wanted() <= worst {
-            return Outcome::Fits;
-        }
-        self.verdict(d).outcome
+        let run = (
+            &self.simulated.timeline.events[..],
+            self.simulated.cut.as_deref(),
+        );
+        outcome(run, &self.config, &self.peaks, d)
     }
 }
 
@@ -180,6 +193,10 @@ pub struct Row {
 
 /// The row of a job on a card.
 pub fn row(t: &Tried, d: &Device) -> Row {
+    row_of(t.wanted(), t.outcome(d), d)
+}
+
+fn row_of(wanted: u64, outcome: Outcome, d: &Device) -> Row {
     let (available, _) = d.room();
     let (_, outside, _) = d.outside();
     Row {
@@ -188,9 +205,9 @@ pub fn row(t: &Tried, d: &Device) -> Row {
         usable_bytes: d.usable.expected,
         taken_bytes: taken(d),
         available_bytes: available,
-        needed_bytes: t.wanted() + outside,
-        margin_bytes: margin(available, t.wanted()),
-        outcome: t.outcome(d),
+        needed_bytes: wanted + outside,
+        margin_bytes: margin(available, wanted),
+        outcome,
     }
 }
 

@@ -102,11 +102,7 @@ pub type Each<'a> = &'a dyn Fn(&Job) -> Result<Vec<Row>, Vec<Diagnostic>>;
 /// # Errors
 /// What `estimate` says to the job.
 pub fn rows(job: &Job, classes: &[Class]) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let mut out = vec![];
-    for c in classes {
-        out.extend(over::class(job, c)?);
-    }
-    Ok(out)
+    over::rows(job, classes)
 }
 
 fn pick(

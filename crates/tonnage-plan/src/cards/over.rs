@@ -1,8 +1,9 @@
 //! Cards for a job.
 
-use super::{Class, Row, SCHEMA, Tried, Unanswered, row};
+use super::runs::Runs;
+use super::{Class, Row, SCHEMA, Unanswered, row_of};
 use serde::Serialize;
-use tonnage_core::verdict::Outcome;
+use tonnage_core::verdict::{Device, Outcome};
 use tonnage_core::{Diagnostic, Job};
 
 /// The cards of the catalog for a job, the least usable memory first.
@@ -55,14 +56,20 @@ impl Over {
     }
 }
 
-/// The rows of one class: one simulation.
+/// The rows of a job over classes of cards.
 ///
 /// # Errors
 /// What `estimate` says to the job.
-pub fn class(job: &Job, c: &Class) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let Some(first) = c.cards.first() else {
-        return Ok(vec![]);
-    };
-    let t = Tried::new(job, &first.gpu)?;
-    Ok(c.cards.iter().map(|d| row(&t, d)).collect())
+pub fn rows<'a>(
+    job: &Job,
+    classes: impl IntoIterator<Item = &'a Class>,
+) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let mut runs = Runs::new(job)?;
+    let mut rows = Vec::new();
+    for c in classes {
+        let run = runs.on(c)?;
+        let row = |d: &Device| row_of(run.wanted(), run.outcome(d), d);
+        rows.extend(c.cards.iter().map(row));
+    }
+    Ok(rows)
 }

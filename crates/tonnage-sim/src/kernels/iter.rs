@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 pub(crate) type Dims = SmallVec<[u64; 6]>;
 
 /// Shape and strides (in elements) of an input, and where it begins in its storage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Strided {
     /// Sizes.
     pub shape: Dims,

@@ -20,6 +20,8 @@ pub enum Step {
 pub struct Steps {
     list: SmallVec<[Step; 8]>,
     next: Slot,
+    /// The question that it answers, plus one ([`crate::asked`]); 0: none, or it was not noted.
+    question: u32,
 }
 
 impl Steps {
@@ -33,6 +35,12 @@ impl Steps {
         for i in 0..n {
             s.output(i);
         }
+        s
+    }
+    /// The script that allocates one block; zero bytes allocate nothing.
+    pub fn block(bytes: u64) -> Self {
+        let mut s = Self::new();
+        s.alloc(bytes);
         s
     }
     /// Allocates a temporary; zero bytes allocate nothing (and freeing that slot does nothing).
@@ -84,6 +92,12 @@ impl Steps {
             Step::Free(s) => Step::Free(base + s),
             Step::Output(i) => Step::Output(i + first_output),
         }));
+    }
+    pub(crate) fn set_question(&mut self, n: u32) {
+        self.question = n + 1;
+    }
+    pub(crate) fn question(&self) -> Option<u32> {
+        self.question.checked_sub(1)
     }
     /// The steps, in order.
     pub fn as_slice(&self) -> &[Step] {

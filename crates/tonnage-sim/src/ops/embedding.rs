@@ -23,14 +23,18 @@ pub fn embedding(cx: &Cx, ids: &Tensor, w: &Tensor) -> Tensor {
         let g = g[0].take().expect("gradient");
         let ids = s.tensor(0);
         let table = s.inputs[0].shape;
-        let steps = embedding_dense_backward(
-            ids.numel(),
-            table.size(0),
-            table.size(1),
-            g.dtype,
-            g.is_contiguous(),
-            ids.is_contiguous(),
-            &cx.device().kernel,
+        let contiguous = (g.is_contiguous(), ids.is_contiguous());
+        let steps = cx.script(
+            (
+                ids.numel(),
+                table.size(0),
+                table.size(1),
+                g.dtype,
+                contiguous,
+            ),
+            |(n, rows, width, dtype, (g, ids)), card| {
+                embedding_dense_backward(*n, *rows, *width, *dtype, *g, *ids, card)
+            },
         );
         let dtype = g.dtype;
         let mut out = cx.play(OpId::EMBEDDING_BACKWARD, &steps, |_| {

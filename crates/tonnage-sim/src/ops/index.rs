@@ -46,7 +46,9 @@ pub fn index(cx: &Cx, x: &Tensor, dim: isize, indices: &[&Tensor]) -> Tensor {
         } else {
             zeros.clone()
         };
-        let steps = index_put_accumulate(count as u64, n, slots, traced, &cx.device().kernel);
+        let steps = cx.script((count as u64, n, slots, traced), |a, card| {
+            index_put_accumulate(a.0, a.1, a.2, a.3, card)
+        });
         cx.play(OpId::INDEX, &steps, |_| (to.shape, to.strides, dtype));
         drop(zeros);
         smallvec![Some(y)]

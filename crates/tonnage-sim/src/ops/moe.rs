@@ -16,7 +16,10 @@ pub fn topk(cx: &Cx, x: &Tensor, k: u64) -> (Tensor, Tensor) {
     let mut n = cx.node(OpId::TOPK, &[x]);
     let shape = x.shape.with(-1, k);
     let width = x.size(-1).max(1);
-    let steps = kernels::topk(x.numel() / width, width, x.dtype, &cx.device().kernel);
+    let steps = cx.script(
+        (x.numel() / width, width, x.dtype),
+        |(n, width, dtype), card| kernels::topk(*n, *width, *dtype, card),
+    );
     let mut ys = cx.play(OpId::TOPK, &steps, |i| {
         let dtype = if i == 0 { x.dtype } else { ScalarType::I64 };
         (shape, shape.contiguous_strides(), dtype)
@@ -68,8 +71,9 @@ pub fn div_(cx: &Cx, a: Tensor, b: &Tensor) -> Tensor {
 
 /// `torch.sort(x)` of a one-dimensional int64 tensor: values and indices.
 pub fn sort(cx: &Cx, x: &Tensor) -> (Tensor, Tensor) {
-    let steps = kernels::sort(1, x.numel(), x.dtype, &cx.device().kernel)
-        .expect("one row of int64 is covered");
+    let steps = cx.script((x.numel(), x.dtype), |(n, dtype), card| {
+        kernels::sort(1, *n, *dtype, card).expect("one row of int64 is covered")
+    });
     let mut ys = cx.play(OpId::SORT, &steps, |i| {
         let dtype = if i == 0 { x.dtype } else { ScalarType::I64 };
         (x.shape, x.strides(), dtype)
@@ -120,7 +124,9 @@ pub fn grouped_mm(cx: &Cx, x: &Tensor, w: &Tensor, offs: &Tensor) -> Tensor {
 
 fn product(cx: &Cx, shape: Shape, dtype: ScalarType, groups: u64) -> Tensor {
     let bf16 = dtype == ScalarType::BF16;
-    let steps = kernels::grouped_mm(groups, bf16, &cx.device().kernel);
+    let steps = cx.script((groups, bf16), |(groups, bf16), card| {
+        kernels::grouped_mm(*groups, *bf16, card)
+    });
     cx.play(OpId::GROUPED_MM, &steps, |_| {
         (shape, shape.contiguous_strides(), dtype)
     })

@@ -114,8 +114,12 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: Option<&Tensor>) -> Tensor {
 /// gradient, then `sum(0)` into a new tensor that replaces the one made before. Read from source, not compared with a trace.
 fn gamma_beta(cx: &Cx, op: OpId, m: u64, n: u64, gw: &mut Option<Tensor>, gb: &mut Option<Tensor>) {
     const WARP: u64 = 32;
-    let sms = u64::from(cx.device().kernel.sm_count);
-    if m <= 64 * 1024 || n / WARP >= sms / 2 {
+    // not many rows, or enough columns for half of the multiprocessors
+    if m <= 64 * 1024
+        || cx.choice(n / WARP, |n, card| {
+            u64::from(*n >= u64::from(card.sm_count) / 2)
+        }) == 1
+    {
         return;
     }
     let columns = n.div_ceil(WARP);

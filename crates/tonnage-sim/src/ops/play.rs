@@ -20,6 +20,8 @@ impl Cx {
     ) -> SmallVec<[Tensor; 4]> {
         let mut temporaries: SmallVec<[Option<Rc<Storage>>; 16]> = SmallVec::new();
         let mut outputs: SmallVec<[Option<Tensor>; 4]> = SmallVec::new();
+        let noted = steps.question().is_some();
+        let mut ids: SmallVec<[u32; 8]> = SmallVec::new();
         for step in steps {
             match *step {
                 Step::Alloc(slot, bytes) => {
@@ -27,7 +29,11 @@ impl Cx {
                     if temporaries.len() <= slot {
                         temporaries.resize(slot + 1, None);
                     }
-                    temporaries[slot] = Some(self.raw(op, bytes));
+                    let block = self.raw(op, bytes);
+                    if noted {
+                        ids.push(block.id);
+                    }
+                    temporaries[slot] = Some(block);
                 }
                 Step::Free(slot) => temporaries[slot as usize] = None,
                 Step::Output(i) => {
@@ -39,6 +45,9 @@ impl Cx {
                     outputs[i] = Some(self.empty_strided(op, shape, strides, dtype));
                 }
             }
+        }
+        if noted {
+            self.note_played(steps, ids.into_iter());
         }
         outputs.into_iter().flatten().collect()
     }

@@ -47,14 +47,11 @@ pub(crate) fn reduce_raw(
     out: ScalarType,
 ) -> Tensor {
     let shape = reduced_shape(&x.shape, bits, keepdim);
-    let steps = reduce(
-        kind,
-        &strided(x),
-        x.dtype,
-        bits,
-        keepdim,
-        out,
-        &cx.device().kernel,
+    let steps = cx.script(
+        (kind, strided(x), x.dtype, bits, keepdim, out),
+        |(kind, x, dtype, bits, keepdim, out), card| {
+            reduce(*kind, x, *dtype, *bits, *keepdim, *out, card)
+        },
     );
     let mut y = cx.play(op, &steps, |_| (shape, shape.contiguous_strides(), out));
     y.remove(0)

@@ -5,8 +5,6 @@ use crate::Status;
 use crate::args::{FitArgs, TableFormat};
 use crate::jobs;
 use crate::output::Output;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tonnage_catalog::{Gpu, LookupError};
 use tonnage_core::verdict::Device;
 use tonnage_core::{Diagnostic, Job};
@@ -141,35 +139,22 @@ fn chosen(a: &FitArgs, out: &Output) -> Result<Vec<Gpu>, Failed> {
     Ok(list)
 }
 
-/// Rows of a job over the classes, on all processors.
+/// Rows of a job over the classes, on all processors; each has cards that are alike, of which most follow from one run.
 fn parallel(job: &Job, classes: &[Class]) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let next = AtomicUsize::new(0);
-    let all = Mutex::new(Vec::new());
-    let bad = Mutex::new(None);
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(classes.len());
-    let work = || {
-        while let Some(c) = classes.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match over::class(job, c) {
-                Ok(rows) => all.lock().unwrap_or_else(|e| e.into_inner()).extend(rows),
-                Err(e) => {
-                    next.store(classes.len(), Ordering::Relaxed);
-                    *bad.lock().unwrap_or_else(|e| e.into_inner()) = Some(e);
-                }
-            }
-        }
-    };
-    std::thread::scope(|s| {
-        for _ in 1..threads.max(1) {
-            s.spawn(work);
-        }
-        work();
+    let mut alike: Vec<&Class> = classes.iter().collect();
+    alike.sort_by_key(|c| c.kernel.capability);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = alike.chunks(alike.len().div_ceil(threads).max(1));
+    let done: Vec<_> = std::thread::scope(|s| {
+        let rows = |part: &[&Class]| over::rows(job, part.iter().copied());
+        let started: Vec<_> = parts.map(|p| s.spawn(move || rows(p))).collect();
+        started.into_iter().map(|t| t.join()).collect()
     });
-    match bad.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        Some(e) => Err(e),
-        None => Ok(all.into_inner().unwrap_or_else(|e| e.into_inner())),
+    let mut all = vec![];
+    for rows in done {
+        all.extend(rows.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     }
+    Ok(all)
 }
 
 fn over_cards(a: &FitArgs, out: &Output, job: &Job) -> Result<(String, bool), Failed> {

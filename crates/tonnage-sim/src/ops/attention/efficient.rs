@@ -3,6 +3,7 @@
 use super::{call, head, lies_by_position, pad_last, wanted};
 use crate::autograd::Grads;
 use crate::context::Cx;
+use crate::kernels::Steps;
 use crate::ops::op::OpId;
 use crate::ops::view::expand;
 use crate::shape::{Shape, Strides};
@@ -121,7 +122,11 @@ pub(super) fn efficient(
             drop(product);
         }
         let steps = call(q, k, d.max(dv), s.args[0] as f64);
-        let workspace = cx.raw(op, steps.efficient_workspace(&cx.device().kernel));
+        let steps = cx.script(steps, |call, card| {
+            Steps::block(call.efficient_workspace(card))
+        });
+        let workspace = cx.raw(op, steps.peak_temporary_bytes());
+        cx.note_played(&steps, std::iter::once(workspace.id));
         drop(delta);
         drop(workspace);
         drop(copy);

@@ -44,7 +44,9 @@ pub fn flash_attention_2(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f
     cx.attention_work(op, &q, how.kv_len, false);
     let y = cx.empty_like(op, &q, q.dtype);
     let lse = cx.empty(op, Shape::new(&[how.batch, how.heads, how.q_len]), F32);
-    let splits = how.flash_splits(&cx.device().kernel, how.heads, how.q_len);
+    let splits = cx.choice(how, |how, card| {
+        how.flash_splits(card, how.heads, how.q_len)
+    });
     let rows = splits * how.batch * how.heads * how.q_len * 4;
     let parts = (splits > 1).then(|| {
         let lse = cx.raw(op, rows);

@@ -32,7 +32,9 @@ fn kernel(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, dropout: f64) -> Tensor {
     }
     let st = layout_like(q, q.size(3));
     let rows = Shape::new(&[q.size(0), q.size(1), q.size(2)]);
-    let steps = call(q, k, q.size(3), dropout).flash_forward(&cx.device().kernel);
+    let steps = cx.script(call(q, k, q.size(3), dropout), |call, card| {
+        call.flash_forward(card)
+    });
     let outputs = cx.kept(op, || {
         cx.attention_work(op, q, k.size(2), false);
         cx.play(op, &steps, |i| match i {

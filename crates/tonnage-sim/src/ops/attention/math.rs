@@ -122,7 +122,9 @@ fn safe_softmax(cx: &Cx, x: &Tensor) -> Tensor {
     let mut n = cx.node(op, &[x]);
     let width = x.size(-1);
     let rows = x.numel().checked_div(width).unwrap_or(0);
-    let steps = safe_softmax_steps(rows, width, x.dtype, &cx.device().kernel);
+    let steps = cx.script((rows, width, x.dtype), |(rows, width, dtype), card| {
+        safe_softmax_steps(*rows, *width, *dtype, card)
+    });
     let y = cx
         .play(op, &steps, |_| {
             (x.shape, x.shape.contiguous_strides(), x.dtype)

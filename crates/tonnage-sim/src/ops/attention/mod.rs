@@ -58,7 +58,7 @@ pub fn sdpa(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, args: &SdpaArgs) -> Ten
 
 fn dispatch(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, args: &SdpaArgs) -> Tensor {
     let wanted = cx.grad_enabled() && [q, k, v].iter().any(|t| t.requires_grad());
-    let backend = select_backend(q, k, v, args, cx.device().kernel.capability, wanted);
+    let backend = select::chosen(cx, q, k, v, args, wanted);
     let mask = args.mask.as_ref().map(|m| additive(cx, m, q.dtype));
     match backend {
         SdpaBackend::Flash => flash::flash(cx, q, k, v, args.dropout),

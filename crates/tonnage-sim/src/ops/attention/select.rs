@@ -2,6 +2,7 @@
 //! with the cuDNN of the CUDA 13 wheels). Verified: tests/attention.rs against torch's own answers on six cards.
 
 use super::SdpaArgs;
+use crate::context::Cx;
 use crate::tensor::Tensor;
 use tonnage_units::ScalarType::{BF16, F16, F32};
 
@@ -55,6 +56,51 @@ pub fn select_backend(
     } else {
         SdpaBackend::Math
     }
+}
+
+/// The compute capabilities of cards so far.
+const CAPABILITIES: [(u8, u8); 18] = [
+    (5, 0),
+    (5, 2),
+    (5, 3),
+    (6, 0),
+    (6, 1),
+    (6, 2),
+    (7, 0),
+    (7, 2),
+    (7, 5),
+    (8, 0),
+    (8, 6),
+    (8, 7),
+    (8, 9),
+    (9, 0),
+    (10, 0),
+    (10, 3),
+    (12, 0),
+    (12, 1),
+];
+
+/// The backend on the simulation's card.
+pub(super) fn chosen(
+    cx: &Cx,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    args: &SdpaArgs,
+    requires_grad: bool,
+) -> SdpaBackend {
+    let on = |capability| select_backend(q, k, v, args, capability, requires_grad);
+    if cx.questions_noted() {
+        // the tensors must not outlive the call: all answers at once
+        cx.choice(CAPABILITIES.map(on), |all, card| {
+            let known = CAPABILITIES.iter().position(|c| *c == card.capability);
+            known.map_or(
+                1000 + u64::from(card.capability.0) * 256 + u64::from(card.capability.1),
+                |i| all[i] as u64,
+            )
+        });
+    }
+    on(cx.0.device.kernel.capability)
 }
 
 impl Call<'_> {
