@@ -74,7 +74,7 @@ pub struct Verdict {
 }
 
 struct Trial {
-    result: Result<(u64, u64), (usize, OutOfMemory, u64, u64)>,
+    result: Result<Peaks, (usize, OutOfMemory, u64, u64)>,
     retries: u64,
 }
 
@@ -107,12 +107,12 @@ fn one_trial(events: &[Event], config: &AllocatorConfig, total: u64, free: u64) 
     let out = replay(events, &[], &mut a);
     let retries = a.stats().num_alloc_retries;
     let result = match out {
-        Ok(r) => Ok((r.peaks.allocated, r.peaks.reserved)),
+        Ok(r) => Ok(r.peaks),
         Err(ReplayError::OutOfMemory {
             event, oom, so_far, ..
         }) => Err((event, oom, so_far.peaks.allocated, so_far.peaks.reserved)),
         // events that make no sense are the simulator's defect; a limit cannot cause them
-        Err(_) => Ok((a.stats().allocated.peak, a.stats().reserved.peak)),
+        Err(_) => Ok(a.peaks()),
     };
     Trial { result, retries }
 }
@@ -192,40 +192,45 @@ impl Device {
 }
 
 /// The outcome of [`verdict`] alone, of events and what was left out of them (as in [`Simulated`]). `peaks` are those of the run without
-/// a limit. A limit that is never reached changes nothing, and one that is reached makes the allocator give back its cache or fail: so
-/// the run with the limit is made only where the peak is above what is expected to be left.
+/// a limit, where they are known. A limit that is never reached changes nothing, and one that is reached makes the allocator give back
+/// its cache or fail: so the run with the limit is made only where the peak is above what is expected to be left, or not known, and what
+/// it did decides the worst case too. Given back are the peaks without a limit, where the run showed them.
 pub fn outcome(
     (events, cut): (&[Event], Option<&Spec>),
     config: &AllocatorConfig,
-    peaks: &Peaks,
+    peaks: Option<&Peaks>,
     device: &Device,
-) -> Outcome {
+) -> (Outcome, Option<Peaks>) {
     let (expected, worst) = device.room();
-    if peaks.requested > expected {
-        return Outcome::No;
-    }
     // a share of the card is another limit; segments are given back before that where cached blocks have ages or are too large to split
     let plain = config.per_process_memory_fraction >= 1.0
         && config.garbage_collection_threshold.is_none()
         && config.max_split_size.is_none();
-    if plain && peaks.reserved <= worst {
-        return Outcome::Fits;
-    }
-    if plain && peaks.reserved <= expected {
-        return Outcome::Tight;
+    let below = |p: &Peaks| {
+        if p.reserved <= worst {
+            Outcome::Fits
+        } else {
+            Outcome::Tight
+        }
+    };
+    match peaks {
+        Some(p) if p.requested > expected => return (Outcome::No, None),
+        Some(p) if plain && p.reserved <= expected => return (below(p), None),
+        _ => {}
     }
     let total = device.usable.expected;
     let t = trial((events, cut), config, total, expected);
-    if t.result.is_err() {
-        return Outcome::No;
-    }
-    if plain || t.retries > 0 {
-        return Outcome::Tight;
-    }
-    let t = trial((events, cut), config, device.usable.low, worst);
     match t.result {
-        Ok(_) if t.retries == 0 => Outcome::Fits,
-        _ => Outcome::Tight,
+        Err(_) => (Outcome::No, None),
+        Ok(_) if t.retries > 0 => (Outcome::Tight, None),
+        Ok(p) if plain => (below(&p), Some(p)),
+        Ok(_) => {
+            let t = trial((events, cut), config, device.usable.low, worst);
+            match t.result {
+                Ok(_) if t.retries == 0 => (Outcome::Fits, None),
+                _ => (Outcome::Tight, None),
+            }
+        }
     }
 }
 
@@ -258,7 +263,7 @@ pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wante
                     if n == 1 { "" } else { "s" }
                 ),
                 None,
-                *peaks,
+                (peaks.allocated, peaks.reserved),
             )
         }
         Ok(peaks) => {
@@ -270,9 +275,9 @@ pub fn verdict(sim: &Simulated, config: &AllocatorConfig, device: &Device, wante
                 device.available(worst_total, outside_high),
             );
             match worst.result {
-                Ok(_) if worst.retries == 0 => (Outcome::Fits, "no request has to wait, in the worst case of the device level either".into(), None, *peaks),
-                Ok(_) => (Outcome::Tight, "in the worst case of the device level, cached blocks must be given back".into(), None, *peaks),
-                Err(_) => (Outcome::Tight, "in the worst case of the device level (larger context and libraries), a request fails".into(), None, *peaks),
+                Ok(_) if worst.retries == 0 => (Outcome::Fits, "no request has to wait, in the worst case of the device level either".into(), None, (peaks.allocated, peaks.reserved)),
+                Ok(_) => (Outcome::Tight, "in the worst case of the device level, cached blocks must be given back".into(), None, (peaks.allocated, peaks.reserved)),
+                Err(_) => (Outcome::Tight, "in the worst case of the device level (larger context and libraries), a request fails".into(), None, (peaks.allocated, peaks.reserved)),
             }
         }
     };

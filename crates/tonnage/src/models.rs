@@ -8,6 +8,7 @@ use tonnage_core::job::{Given, Origin};
 use tonnage_core::{Diagnostic, Job};
 use tonnage_host::{Env, HostError, ModelFiles, compare};
 use tonnage_model::count::count;
+use tonnage_plan::cards::sizes;
 
 /// Reads what the job's model needs; nothing where the configuration is built in.
 ///
@@ -35,11 +36,33 @@ pub fn resolve(job: &mut Job, job_file: Option<&Path>) -> Result<(), Vec<Diagnos
         Some(Origin::File(p)) => d.at(p.clone()),
         _ => d,
     };
+    let id = match named(&id).map_err(|d| vec![at(d)])? {
+        n if n == id => id,
+        model => {
+            let origin = origin.clone().unwrap_or(Origin::Flag);
+            job.set("model.id", Value::Text(model.clone()), origin)
+                .map_err(|e| vec![Diagnostic::error("bad-value", e)])?;
+            let said = format!("{id} stands for {model}");
+            job.notes.push(Diagnostic::note("size", said));
+            model
+        }
+    };
     let revision = job.word("model.revision");
     let revision = (!revision.is_empty()).then_some(revision);
     let found = find(&id, revision.as_deref()).map_err(|d| vec![at(d)])?;
     let Some(files) = found else { return Ok(()) };
     accept(job, files, true).map_err(|d| vec![at(d)])
+}
+
+/// The model that a name stands for: itself, or of a bare size (`1.3B`) the reference of that size.
+///
+/// # Errors
+/// A size without a reference.
+pub fn named(name: &str) -> Result<String, Diagnostic> {
+    if tonnage_catalog::model(name).is_ok() {
+        return Ok(name.into());
+    }
+    Ok(sizes::size(name)?.model)
 }
 
 /// The files of a model that is not built in, or not at this revision. None: the built-in configuration is to be used, or the name

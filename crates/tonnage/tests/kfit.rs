@@ -154,6 +154,41 @@ fn exit_status_says_whether_anything_fits() {
 }
 
 #[test]
+fn a_bare_size_is_the_same_model_to_every_verb() {
+    let size = ["--model", "1.3B", "--seq-len", "128"];
+    let name = ["--model", "facebook/opt-1.3b", "--seq-len", "128"];
+    for verb in [
+        &["estimate", "--gpu", "rtx-4090"][..],
+        &["plan", "--gpu", "rtx-3060-12gb"],
+        &["fit", "--gpu", "rtx-4090"],
+    ] {
+        let (mut a, mut b) = (
+            json(&[verb, &size[..]].concat()),
+            json(&[verb, &name[..]].concat()),
+        );
+        // that the size was read as a name is said, and is all
+        let notes = a["notes"]
+            .as_array_mut()
+            .unwrap_or_else(|| panic!("{verb:?}"));
+        let before = notes.len();
+        notes.retain(|n| !n.to_string().contains("1.3B stands for facebook/opt-1.3b"));
+        assert_eq!(notes.len() + 1, before, "{verb:?}: {notes:?}");
+        for v in [&mut a, &mut b] {
+            let o = v.as_object_mut().unwrap();
+            o.remove("assumptions");
+        }
+        assert_eq!(a, b, "{verb:?}");
+    }
+    let o = tonnage(&["estimate", "--model", "20B"]);
+    assert_eq!(o.status.code(), Some(3));
+    assert!(
+        stderr(&o).contains("no reference model is within 10 % of 20B"),
+        "{}",
+        stderr(&o)
+    );
+}
+
+#[test]
 fn k16_a_bare_size_is_a_named_model() {
     let v = json(&[
         "fit",

@@ -78,7 +78,10 @@ pub fn outcomes(
         let mut row: Vec<Option<Outcome>> = c.cards.iter().map(far).collect();
         if row.iter().any(Option::is_none) {
             let run = runs.on(c)?;
-            for (o, d) in row.iter_mut().zip(&c.cards) {
+            // from the largest down: a run that no limit stops decides the others too
+            let mut left: Vec<_> = row.iter_mut().zip(&c.cards).collect();
+            left.sort_by_key(|(_, d)| std::cmp::Reverse(d.room()));
+            for (o, d) in left {
                 o.get_or_insert_with(|| run.outcome(d));
             }
         }

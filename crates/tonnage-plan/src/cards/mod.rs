@@ -16,6 +16,7 @@ pub mod text;
 
 use serde::Serialize;
 use tonnage_catalog::{Gpu, Gpus};
+use tonnage_core::footprint::analysis::analyse;
 use tonnage_core::job::kernel_device;
 use tonnage_core::train::simulate_until_repeat;
 use tonnage_core::verdict::{Device, Outcome, Verdict, outcome, verdict};
@@ -108,11 +109,7 @@ fn peaks(events: &[Event], config: &AllocatorConfig) -> Peaks {
     let mut a = CachingAllocator::new(config.clone(), None);
     match replay(events, &[], &mut a) {
         Ok(r) => r.peaks,
-        Err(_) => Peaks {
-            allocated: a.stats().allocated.peak,
-            reserved: a.stats().reserved.peak,
-            requested: a.stats().requested.peak,
-        },
+        Err(_) => a.peaks(),
     }
 }
 
@@ -158,6 +155,11 @@ impl Tried {
         self.peaks.requested
     }
 
+    /// Allocated bytes at the highest of the steps: `estimate`'s.
+    pub fn allocated(&self) -> u64 {
+        analyse(&self.simulated, &self.config).peak.allocated
+    }
+
     /// The full verdict on a card.
     pub fn verdict(&self, d: &Device) -> Verdict {
         verdict(&self.simulated, &self.config, d, self.wanted())
@@ -169,7 +171,7 @@ impl Tried {
             &self.simulated.timeline.events[..],
             self.simulated.cut.as_deref(),
         );
-        outcome(run, &self.config, &self.peaks, d)
+        outcome(run, &self.config, Some(&self.peaks), d).0
     }
 }
 

@@ -3,6 +3,8 @@
 
 use super::{Class, allocator, peaks, refused};
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::rc::Rc;
 use tonnage_core::verdict::{Device, Outcome, outcome};
 use tonnage_core::{Diagnostic, Job, Simulated, simulate_noting};
 use tonnage_sim::alloc::{AllocatorConfig, Peaks};
@@ -15,9 +17,9 @@ struct Own {
     kernel: KernelDevice,
     simulated: Simulated,
     asked: Box<Asked>,
-    peaks: Peaks,
+    peaks: Rc<OnceCell<Peaks>>,
     /// Runs of other cards that came out of it. Cards of the same sizes have the same run.
-    others: Vec<(Patch, Peaks)>,
+    others: Vec<(Patch, Rc<OnceCell<Peaks>>)>,
 }
 
 /// The runs of a job.
@@ -32,24 +34,33 @@ pub struct Run<'a> {
     events: Cow<'a, [Event]>,
     of: &'a Own,
     config: &'a AllocatorConfig,
-    peaks: Peaks,
+    peaks: Rc<OnceCell<Peaks>>,
 }
 
 impl Run<'_> {
+    fn peaks(&self) -> &Peaks {
+        self.peaks.get_or_init(|| peaks(&self.events, self.config))
+    }
+
     /// Reserved bytes without a limit, at the highest.
     pub fn wanted(&self) -> u64 {
-        self.peaks.reserved
+        self.peaks().reserved
     }
 
     /// Requested bytes at the highest: what no allocator can do without.
     pub fn requested(&self) -> u64 {
-        self.peaks.requested
+        self.peaks().requested
     }
 
     /// The outcome on a card of the class; [`super::Tried::verdict`] says the same.
     pub fn outcome(&self, d: &Device) -> Outcome {
         let cut = self.of.simulated.cut.as_deref();
-        outcome((&self.events, cut), self.config, &self.peaks, d)
+        let (o, peaks) = outcome((&self.events, cut), self.config, self.peaks.get(), d);
+        if let Some(p) = peaks {
+            // already known where it is the same
+            let _ = self.peaks.set(p);
+        }
+        o
     }
 }
 
@@ -101,7 +112,7 @@ impl<'a> Runs<'a> {
         let (simulated, asked) = simulate_noting(&spec, &self.config).map_err(|e| refused(&e))?;
         self.own.push(Own {
             kernel: c.kernel,
-            peaks: peaks(&simulated.timeline.events, &self.config),
+            peaks: Rc::default(),
             simulated,
             asked,
             others: vec![],
@@ -137,18 +148,18 @@ impl<'a> Runs<'a> {
         if patch.is_empty() {
             return Ok(Run {
                 events: Cow::Borrowed(&o.simulated.timeline.events),
-                peaks: o.peaks,
+                peaks: o.peaks.clone(),
                 of: o,
                 config,
             });
         }
         let events = patched(&o.simulated.timeline.events, &patch);
         let peaks = match o.others.iter().find(|k| k.0 == patch) {
-            Some(k) => k.1,
+            Some(k) => k.1.clone(),
             None => {
-                let p = peaks(&events, config);
-                o.others.push((patch, p));
-                p
+                let unknown = Rc::default();
+                o.others.push((patch, Rc::clone(&unknown)));
+                unknown
             }
         };
         Ok(Run {

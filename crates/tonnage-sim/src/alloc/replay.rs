@@ -147,6 +147,13 @@ fn window(
     Ok(())
 }
 
+impl CachingAllocator {
+    /// Highest of each so far, each at its own moment.
+    pub fn peaks(&self) -> Peaks {
+        peaks(self)
+    }
+}
+
 fn peaks(alloc: &CachingAllocator) -> Peaks {
     let s = alloc.stats();
     Peaks {

@@ -5,6 +5,8 @@ use crate::Status;
 use crate::args::{FitArgs, TableFormat};
 use crate::jobs;
 use crate::output::Output;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tonnage_catalog::{Gpu, LookupError};
 use tonnage_core::verdict::Device;
 use tonnage_core::{Diagnostic, Job};

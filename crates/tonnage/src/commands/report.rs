@@ -132,7 +132,7 @@ fn sweep(
         dots.push(Dot {
             x,
             device: t.wanted() + d.outside().1,
-            allocated: t.analysis.peak.allocated,
+            allocated: t.allocated(),
             own: x == own,
         });
     }
