@@ -43,7 +43,7 @@ pub fn resolve(job: &mut Job, job_file: Option<&Path>) -> Result<(), Vec<Diagnos
             job.set("model.id", Value::Text(model.clone()), origin)
                 .map_err(|e| vec![Diagnostic::error("bad-value", e)])?;
             let said = format!("{id} stands for {model}");
-            job.notes.push(Diagnostic::note("size", said));
+            job.notes.push(Diagnostic::note(sizes::STANDS_FOR, said));
             model
         }
     };

@@ -6,6 +6,7 @@ mod build;
 pub mod classify;
 mod peaks;
 pub mod wheels;
+mod swings;
 
 pub use build::{Estimate, Options, estimate};
 pub use classify::Component;

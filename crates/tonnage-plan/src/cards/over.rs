@@ -35,7 +35,9 @@ impl Over {
             rows,
             claims: vec![],
             unanswered,
-            notes: job.unsupported.clone(),
+            notes: super::sizes::said(job)
+                .chain(job.unsupported.clone())
+                .collect(),
         }
     }
 

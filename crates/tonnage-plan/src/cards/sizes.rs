@@ -102,6 +102,15 @@ pub fn size(text: &str) -> Result<Size, Diagnostic> {
     }
 }
 
+/// The code of the note that a bare size stands for a model.
+pub const STANDS_FOR: &str = "size";
+
+/// What a job's bare size stands for, if it names one.
+pub fn said(job: &Job) -> impl Iterator<Item = String> {
+    let notes = job.notes.iter().filter(|n| n.code == STANDS_FOR);
+    notes.map(|n| n.message.clone())
+}
+
 /// A way to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {

@@ -385,7 +385,8 @@ pub fn plan(
     };
     searched.simulated = sims.verdicts.len();
     searched.interrupted |= sims.interrupted;
-    let mut notes = yours.time.notes.clone();
+    let mut notes: Vec<String> = crate::cards::sizes::said(job).collect();
+    notes.extend(yours.time.notes.iter().cloned());
     if job.word("work.kind") == "train" {
         notes.push("sharding and parallel degrees over several cards are not searched".into());
     }
