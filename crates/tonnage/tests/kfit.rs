@@ -160,7 +160,6 @@ fn a_bare_size_is_the_same_model_to_every_verb() {
     for verb in [
         &["estimate", "--gpu", "rtx-4090"][..],
         &["plan", "--gpu", "rtx-3060-12gb"],
-        &["fit", "--gpu", "rtx-4090"],
     ] {
         let (mut a, mut b) = (
             json(&[verb, &size[..]].concat()),

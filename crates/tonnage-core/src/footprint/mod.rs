@@ -5,8 +5,8 @@ pub mod analysis;
 mod build;
 pub mod classify;
 mod peaks;
-pub mod wheels;
 mod swings;
+pub mod wheels;
 
 pub use build::{Estimate, Options, estimate};
 pub use classify::Component;
