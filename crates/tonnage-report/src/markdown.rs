@@ -15,17 +15,22 @@ pub fn footprint(f: &Footprint, s: &Style) -> String {
     let b = |n: u64| Bytes(n).display(s.units).to_string();
     let mut o = String::new();
     let _ = writeln!(o, "## {}\n", cell(&f.job));
+    // a recorded run does not say
+    let batch = match f.micro_batch_size {
+        0 => "as recorded".to_string(),
+        n => format!(
+            "batch {n} x {}, {} tokens",
+            f.gradient_accumulation_steps, f.seq_len
+        ),
+    };
     let _ = writeln!(
         o,
-        "{} of device memory ({} to {}); {} {} parameters, batch {} x {}, {} tokens.\n",
+        "{} of device memory ({} to {}); {} {} parameters, {batch}.\n",
         b(f.peak.device.expected),
         b(f.peak.device.low),
         b(f.peak.device.high),
         f.model.model_type,
         Count(f.model.base_param_count).grouped(),
-        f.micro_batch_size,
-        f.gradient_accumulation_steps,
-        f.seq_len
     );
     for u in &f.unsupported {
         let _ = writeln!(o, "Not simulated: {}\n", cell(u));

@@ -329,6 +329,23 @@ fn a_full_card() {
     assert_eq!(o.status.code(), Some(1));
 }
 
+/// Markdown of a recorded run has no batch to tell.
+#[test]
+fn a_recorded_run_as_markdown() {
+    let Some(p) = python("a_recorded_run_as_markdown") else {
+        return;
+    };
+    let args = ["dry-run", "--format", "md", "--", &p, "-c"];
+    let text = "import torch; torch.empty(1 << 20, device='cuda')";
+    let o = tonnage(&[&args[..], &[text]].concat());
+    let t = out(&o);
+    assert!(
+        t.contains("as recorded") && !t.contains("0 tokens"),
+        "{t}\n{}",
+        err(&o)
+    );
+}
+
 #[test]
 fn two_ranks_of_a_sharded_job() {
     let Some(p) = python("two_ranks_of_a_sharded_job") else {

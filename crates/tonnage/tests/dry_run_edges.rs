@@ -201,7 +201,7 @@ fn an_interrupted_script_is_told() {
 
 #[test]
 fn what_cannot_run_is_refused_in_a_sentence() {
-    let o = tonnage(&["dry-run", "--", "vllm", "serve", "org/model"]);
+    let o = tonnage(&["dry-run", "--", "llama-server", "-m", "x.gguf"]);
     assert_eq!(o.status.code(), Some(4));
     assert!(err(&o).contains("tonnage estimate"), "{}", err(&o));
     let o = tonnage(&["dry-run", "--gpu", "no-such-card", "--", "python3", "x.py"]);
