@@ -73,6 +73,20 @@ fn committed_starts_of_vllm_are_what_estimate_says() {
         );
         let v: Value =
             serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e} {}", err(&o)));
+        if let Some(refusal) = r["engine_says"]["refusal"].as_str() {
+            let longest = |text: &str| {
+                let (_, rest) = text
+                    .split_once("estimated maximum model length is ")
+                    .unwrap();
+                rest.split(|c: char| !c.is_ascii_digit())
+                    .next()
+                    .unwrap()
+                    .to_string()
+            };
+            let ours = v["refused"]["message"].as_str().unwrap();
+            assert_eq!(longest(ours), longest(refusal), "{}", r["id"]);
+            continue;
+        }
         let (ours, theirs) = (&v["cache"]["tokens"], &r["engine_says"]["kv_tokens"]);
         assert_eq!(ours, theirs, "{}", r["id"]);
     }
