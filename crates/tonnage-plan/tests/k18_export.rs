@@ -59,6 +59,7 @@ fn own_words(name: &str) -> Vec<(&'static str, &'static str)> {
         ("quant.double", "true"),
         ("quant.compute", "bf16"),
         ("quant.kbit_preparation", "false"),
+        ("train.loading", "device_map"),
         ("gpu", "rtx-4090"),
     ];
     let full = [
@@ -75,10 +76,7 @@ fn own_words(name: &str) -> Vec<(&'static str, &'static str)> {
         "hf" => full.to_vec(),
         "trl" => {
             let mut all = lora.to_vec();
-            all.extend([
-                ("lora.adapter_dtype", "base"),
-                ("train.loading", "device_map"),
-            ]);
+            all.push(("lora.adapter_dtype", "base"));
             all
         }
         _ => lora.to_vec(),
@@ -161,6 +159,7 @@ prop_compose! {
         loss in choice(&["library", "fused", "cut", "chunked"]),
         attention in choice(&["sdpa", "eager", "flash_attention_2"]),
         loop_ in choice(&["trainer", "plain"]),
+        loading in choice(&["to", "device_map"]),
         clip in prop::option::of(0.0f64..4.0),
         batch in 1u64..64,
         accumulation in prop::option::of(1u64..64),
@@ -182,6 +181,7 @@ prop_compose! {
         set("train.loss", s(loss));
         set("train.attention", s(attention));
         set("train.loop", s(loop_));
+        set("train.loading", s(loading));
         set("train.clip_grad_norm", clip.map(|c| c.to_string()));
         set("train.micro_batch_size", Some(batch.to_string()));
         set("train.gradient_accumulation_steps", accumulation.map(|n| n.to_string()));

@@ -1,4 +1,6 @@
 //! The tools' own parsers take the written files. They run where `TONNAGE_TEST_PYTHON` names a Python that has them, and say so where not.
+//! What they accepted is recorded (`accepted/`, rewritten by TONNAGE_BLESS=1 after an acceptance), and what is written today is held against
+//! it in every run; so are the keys and kinds of any job's files against the recorded lists of the tools' fields.
 
 use std::process::Command;
 use tonnage_core::Job;
@@ -31,8 +33,33 @@ const LORA: &[(&str, &str)] = &[
     ("lora.dropout", "0.05"),
 ];
 
-/// Runs `script` on the job's file in Python; `None`: there is no such Python or module.
+/// Compares the job's file with the recorded one that the tool accepted.
+fn recorded(format: &str, job: &Job, accepted: bool) {
+    let e = export(job, find(format).unwrap(), &Options::default())
+        .unwrap_or_else(|bad| panic!("{format}: {bad:#?}"));
+    let path = format!(
+        "{}/tests/accepted/{}",
+        env!("CARGO_MANIFEST_DIR"),
+        e.files[0].name
+    );
+    if accepted && std::env::var_os("TONNAGE_BLESS").is_some() {
+        std::fs::write(&path, &e.files[0].text).unwrap();
+    }
+    let old = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    assert_eq!(
+        e.files[0].text, old,
+        "{path} is what the tool accepted; with the tool in TONNAGE_TEST_PYTHON, TONNAGE_BLESS=1 records it anew"
+    );
+}
+
+/// Runs `script` on the job's file in Python; `None`: there is no such Python or module. Either way the file is the one that is recorded.
 fn parsed(module: &str, format: &str, job: &Job, script: &str) -> Option<serde_json::Value> {
+    let answer = asked(module, format, job, script);
+    recorded(format, job, answer.is_some());
+    answer
+}
+
+fn asked(module: &str, format: &str, job: &Job, script: &str) -> Option<serde_json::Value> {
     let Some(python) = std::env::var_os("TONNAGE_TEST_PYTHON") else {
         eprintln!(
             "skipped: {format} is not parsed by {module} itself: TONNAGE_TEST_PYTHON is not set"
@@ -198,5 +225,76 @@ print(json.dumps([m.model_name_or_path, d.cutoff_len, f.finetuning_type, f.lora_
             true
         ]);
         assert_eq!(v, wanted);
+    }
+}
+
+#[test]
+fn torchtitan_manager_takes_the_configuration() {
+    let script = "
+import json, sys
+from torchtitan.config import ConfigManager
+c = ConfigManager().parse_args(['--job.config_file', sys.argv[1]])
+print(json.dumps([c.model.flavor, c.training.local_batch_size, c.training.global_batch_size, c.training.seq_len, c.training.dtype, c.training.mixed_precision_param, c.optimizer.implementation, c.activation_checkpoint.mode, c.compile.enable]))";
+    let j = job(&[
+        ("model.id", "meta-llama/Llama-3.1-8B"),
+        ("train.gradient_accumulation_steps", "4"),
+        ("train.precision", "bf16-mixed"),
+    ]);
+    if let Some(v) = parsed("torchtitan", "torchtitan", &j, script) {
+        let wanted = serde_json::json!([
+            "8B", 2, 8, 512, "float32", "bfloat16", "fused", "full", false
+        ]);
+        assert_eq!(v, wanted);
+    }
+}
+
+#[test]
+fn torchtune_makes_the_components_of_the_configuration() {
+    // the model is made without storage; the tokenizer needs its file, so its call is only bound
+    let script = "
+import inspect, json, sys, torch
+from omegaconf import OmegaConf
+from torchtune import config
+from torchtune.config._utils import _get_component_from_path
+c = OmegaConf.load(sys.argv[1])
+with torch.device('meta'):
+    m = config.instantiate(c.model)
+    o = config.instantiate(c.optimizer, list(m.parameters()))
+l = config.instantiate(c.loss)
+inspect.signature(_get_component_from_path(c.checkpointer._component_)).bind_partial(**{k: v for k, v in c.checkpointer.items() if k != '_component_'})
+lora = sorted({n.split('.')[-3] for n, _ in m.named_parameters() if '.lora_a.' in n})
+print(json.dumps([type(m).__name__, lora, type(o).__name__, o.defaults['fused'], type(l).__name__, l.num_output_chunks, c.batch_size, c.tokenizer.max_seq_len, c.dtype, c.enable_activation_checkpointing]))";
+    let mut more = LORA.to_vec();
+    more.push(("train.precision", "bf16"));
+    if let Some(v) = parsed("torchtune", "torchtune", &job(&more), script) {
+        let wanted = serde_json::json!([
+            "TransformerDecoder",
+            ["q_proj", "v_proj"],
+            "AdamW",
+            true,
+            "CEWithChunkedOutputLoss",
+            8,
+            2,
+            512,
+            "bf16",
+            true
+        ]);
+        assert_eq!(v, wanted);
+    }
+}
+
+#[test]
+fn deepspeed_reads_its_configuration() {
+    let script = "
+import json, sys
+from deepspeed.runtime.config import DeepSpeedConfig
+c = DeepSpeedConfig(sys.argv[1])
+print(json.dumps([c.train_micro_batch_size_per_gpu, c.gradient_accumulation_steps, c.train_batch_size, c.gradient_clipping, int(c.zero_optimization_stage)]))";
+    let j = job(&[
+        ("train.precision", "fp32"),
+        ("train.gradient_accumulation_steps", "4"),
+    ]);
+    if let Some(v) = parsed("deepspeed", "deepspeed", &j, script) {
+        assert_eq!(v, serde_json::json!([2, 4, 8, 0.5, 0]));
     }
 }

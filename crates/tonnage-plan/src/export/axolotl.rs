@@ -1,4 +1,4 @@
-//! axolotl's YAML (read at source: axolotl 0.18, src/axolotl/utils/schemas/{config,model,peft,training}.py for names and defaults,
+//! axolotl's YAML (read at source: axolotl 0.18 and 0.19, src/axolotl/utils/schemas/{config,model,peft,training}.py for names and defaults,
 //! utils/config/__init__.py `resolve_dtype`, `normalize_config`, loaders/model.py for what is in memory).
 //!
 //! The rules: `bf16` loads the weights in bf16 *and* runs under autocast; `bfloat16` loads them so without autocast; checkpointing is
@@ -47,9 +47,71 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         ("lora_qkv_kernel", "axolotl's fused adapter kernels"),
         ("lora_o_kernel", "axolotl's fused adapter kernels"),
         ("torchao", "torchao"),
+        ("chunked_cross_entropy", "axolotl's chunked loss"),
+        ("batch_flattening", "a batch without padding"),
+        ("dynamic_checkpoint", "axolotl's dynamic checkpointing"),
+        ("lisa_n_layers", "LISA"),
+        ("flash_attn_fuse_mlp", "a fused MLP"),
+        ("flash_attn_cross_entropy", "flash-attn's loss"),
+        ("flash_attn_rms_norm", "flash-attn's norm"),
+        ("fused_attn_kernel", "a fused attention"),
+        ("s2_attention", "shifted attention"),
+        ("ring_attn_func", "ring attention"),
+        (
+            "peft_use_rslora",
+            "rank-stabilised scaling under another name",
+        ),
+        ("peft_layers_to_transform", "adapters on some layers"),
+        (
+            "peft_trainable_token_indices",
+            "trained tokens beside adapters",
+        ),
+        ("lora_rank_pattern", "ranks by module"),
+        ("lora_embedding_kernel", "axolotl's fused adapter kernels"),
+        ("quantization", "quantisation-aware training"),
+        (
+            "model_quantization_config",
+            "a quantisation of the model's own",
+        ),
+        ("quantize_moe_experts", "quantised experts"),
+        ("use_onebitllms", "one-bit models"),
+        ("deepcompile", "DeepCompile"),
+        ("resize_token_embeddings_to_32x", "a resized vocabulary"),
+        ("shrink_embeddings", "a resized vocabulary"),
+        ("freeze_mm_modules", "freezing by kind"),
     ] {
         s.refuse(path, what);
     }
+    for path in [
+        "tensor_parallel_size",
+        "context_parallel_size",
+        "sequence_parallel_degree",
+        "expert_parallel_size",
+        "dp_shard_size",
+        "dp_replicate_size",
+    ] {
+        s.one_device(path);
+    }
+    for (path, what) in [
+        ("use_kernels", "the hub's kernels"),
+        ("tokens", "tokens that are added to the vocabulary"),
+        (
+            "added_tokens_overrides",
+            "tokens that are added to the vocabulary",
+        ),
+        ("evals_per_epoch", "evaluation between the steps"),
+        ("eval_steps", "evaluation between the steps"),
+        ("gc_steps", "the cache given back between steps"),
+        ("embeddings_skip_upcast", "embeddings left in their type"),
+        ("large_head_attention", "another attention for wide heads"),
+    ] {
+        s.warn(path, what);
+    }
+    s.infer(
+        "train.loading",
+        text("device_map"),
+        "axolotl loads with device_map=\"auto\" on one device",
+    );
     s.model("base_model", "revision_of_model");
     s.count_or("sequence_len", "train.seq_len", 512);
     batch(&mut s);
@@ -338,7 +400,7 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     if let Some(r) = job.count("lora.r") {
         l.put("adapter", if quant == "nf4" { "qlora" } else { "lora" });
         l.put("lora_r", r);
-        lora_lines(job, &mut l, "lora_target_modules");
+        lora_lines(job, &mut l, "lora_target_modules", false);
         l.put("peft_use_dora", job.flag("lora.dora"));
         if job.word("lora.adapter_dtype") == "base" {
             l.put("peft_autocast_adapter_dtype", false);

@@ -134,8 +134,22 @@ pub(super) fn trainer(s: &mut Source) {
         ),
         ("activation_offloading", "offload of activations"),
         ("optim_target_modules", "GaLore and its kind"),
+        ("fsdp_config", "FSDP"),
+        ("parallelism_config", "parallel training"),
+        ("use_cpu", "a run on the processor"),
     ] {
         s.refuse(path, what);
+    }
+    for (path, what) in [
+        ("neftune_noise_alpha", "noise on the embeddings"),
+        ("optim_args", "arguments of the optimizer's own"),
+        (
+            "torch_empty_cache_steps",
+            "the cache given back between steps, which lowers what is reserved",
+        ),
+        ("eval_strategy", "evaluation between the steps"),
+    ] {
+        s.warn(path, what);
     }
 }
 
@@ -397,7 +411,12 @@ pub(super) fn read_trl(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
     let path = if amp == Some("fp16") { "fp16" } else { "bf16" };
     set_precision(&mut s, weights, amp, path);
     checkpointing(&mut s, true, None);
-    s.count_or("max_length", "train.seq_len", 1024);
+    // the name up to TRL 0.19
+    if s.node("max_length").is_none() && s.node("max_seq_length").is_some() {
+        s.count_or("max_seq_length", "train.seq_len", 1024);
+    } else {
+        s.count_or("max_length", "train.seq_len", 1024);
+    }
     attention(&mut s, "attn_implementation");
     s.infer(
         "train.loading",
@@ -409,6 +428,9 @@ pub(super) fn read_trl(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         "packing",
         "packing by best fit, which lays a batch out as one row",
     );
+    s.warn("pad_to_multiple_of", "batches padded to a multiple");
+    s.warn("router_aux_loss_coef", "the router's own loss");
+    s.warn("teacher_model_name_or_path", "a teacher model");
     s.refuse("use_rslora", "rank-stabilised scaling under another name");
     s.refuse(
         "lora_modules_to_save",
@@ -510,7 +532,7 @@ pub(super) fn write_trl(job: &Job, _: &Options) -> Result<Written, Vec<Diagnosti
     if let Some(r) = job.count("lora.r") {
         l.put("use_peft", true);
         l.put("lora_r", r);
-        lora_lines(job, &mut l, "lora_target_modules");
+        lora_lines(job, &mut l, "lora_target_modules", true);
         l.put("use_dora", job.flag("lora.dora"));
     }
     match job.word("quant.format").as_str() {
@@ -530,7 +552,7 @@ pub(super) fn write_trl(job: &Job, _: &Options) -> Result<Written, Vec<Diagnosti
 }
 
 /// Scale, dropout and targets of adapters; peft takes `all-linear` and expressions as one text, names as a list.
-pub(super) fn lora_lines(job: &Job, l: &mut Lines, targets: &str) {
+pub(super) fn lora_lines(job: &Job, l: &mut Lines, targets: &str, list: bool) {
     // nothing of memory depends on it, and peft needs one: twice the rank, as is usual
     let usual = 2.0 * job.number("lora.r").unwrap_or(8.0);
     let alpha = job.number("lora.alpha").unwrap_or(usual);
@@ -540,7 +562,8 @@ pub(super) fn lora_lines(job: &Job, l: &mut Lines, targets: &str) {
     l.put("lora_dropout", job.number("lora.dropout").unwrap_or(0.05));
     let names = job.texts("lora.targets");
     match &names[..] {
-        [one] if one == "all-linear" => l.put(targets, one.clone()),
+        // TRL's parser wants a list even so, and takes the one word out of it
+        [one] if one == "all-linear" && !list => l.put(targets, one.clone()),
         _ => l.put(targets, names),
     }
 }

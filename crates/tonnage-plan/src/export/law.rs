@@ -103,6 +103,23 @@ fn shown(v: Option<&Value>) -> String {
     }
 }
 
+/// Why a format has no place for a setting, and the way out, where one is known.
+fn why(format: &str, key: &str) -> Option<&'static str> {
+    match (format, key) {
+        ("hf", "lora.r") => Some("run_clm.py has no adapters: trl, axolotl and llamafactory have"),
+        ("hf", "quant.format") => {
+            Some("run_clm.py packs no weights: trl, axolotl and llamafactory do")
+        }
+        ("deepspeed", "train.precision") => Some(
+            "DeepSpeed's own bf16 and fp16 keep fp32 copies, which is not simulated: autocast is said in the trainer's file",
+        ),
+        ("accelerate", "train.precision") => Some(
+            "accelerate knows autocast alone: weights in half precision are loaded so by the script",
+        ),
+        _ => None,
+    }
+}
+
 /// Holds what was read back against the job; `back` gets the job's model file and uncertain settings.
 ///
 /// # Errors
@@ -116,6 +133,7 @@ pub fn check(
     back.description.clone_from(&job.description);
     let mut bad = Vec::new();
     let mut notes = Vec::new();
+    let mut otherwise = Vec::new();
     let all = differences(job, back);
     for d in all
         .iter()
@@ -123,32 +141,57 @@ pub fn check(
     {
         let (ours, theirs) = (shown(d.ours.as_ref()), shown(d.theirs.as_ref()));
         if job.given(d.key).is_some() {
+            // of a table that the format has no place for, the key that makes it
+            let table = d.key.split_once('.').map_or("", |(t, _)| t);
+            let first = match table {
+                "lora" => "lora.r",
+                "quant" => "quant.format",
+                _ => d.key,
+            };
+            if first != d.key && back.given(first).is_none() {
+                continue;
+            }
+            let would = match &d.theirs {
+                None => "there is no place for it".into(),
+                Some(_) => format!("it would be `{theirs}`"),
+            };
             bad.push(
                 Diagnostic::error(
                     "cannot-express",
                     format!(
-                        "`{}` = {ours} cannot be said in a file for {}: it would be {theirs}",
+                        "`{}` = {ours} cannot be said in a file for {}: {would}",
                         d.key, format.name
                     ),
                 )
-                .help(if theirs == "absent" {
-                    format!("leave `{}` out, or export to another format", d.key)
-                } else {
-                    format!("set `{}` to {theirs}, or export to another format", d.key)
+                .help(match (why(format.name, d.key), &d.theirs) {
+                    (Some(w), _) => w.to_string(),
+                    (None, None) if table == "model" => {
+                        "export to another format: `tonnage export` lists them".into()
+                    }
+                    (None, None) => {
+                        format!("leave `{first}` out, or export to another format")
+                    }
+                    (None, Some(_)) => {
+                        format!("set `{}` to `{theirs}`, or export to another format", d.key)
+                    }
                 }),
             );
-        } else if d.key != "lora.alpha" {
-            notes.push(
-                Diagnostic::note(
-                    "as-the-tool-does",
-                    format!(
-                        "`{}` is not given: {theirs}, as {} has it",
-                        d.key, format.name
-                    ),
-                )
-                .effect(format!("{ours} is what the job alone would be read as")),
-            );
+        } else if d.theirs.is_some() && d.key != "lora.alpha" {
+            otherwise.push(match d.ours {
+                Some(_) => format!("`{}` = {theirs} (alone: {ours})", d.key),
+                None => format!("`{}` = {theirs}", d.key),
+            });
         }
+    }
+    if !otherwise.is_empty() {
+        notes.push(Diagnostic::note(
+            "as-the-tool-does",
+            format!(
+                "what the job leaves open is as {} has it: {}",
+                format.name,
+                otherwise.join(", ")
+            ),
+        ));
     }
     if format.kind != Kind::Companion && job.uncertain.len() != back.uncertain.len() {
         let keys: Vec<_> = job.uncertain.iter().map(|u| u.key.as_str()).collect();

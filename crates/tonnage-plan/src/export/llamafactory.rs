@@ -41,9 +41,25 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         ("pissa_init", "PiSSA"),
         ("adapter_name_or_path", "a resumed adapter"),
         ("use_kt", "KTransformers"),
+        ("fp8", "fp8 training"),
+        ("ref_model", "a reference model"),
+        ("add_tokens", "a resized vocabulary"),
+        ("new_special_tokens_config", "a resized vocabulary"),
+        ("use_v1_kernels", "LLaMA-Factory's own kernels"),
+        ("use_hyper_parallel", "parallel training"),
+        ("moe_aux_loss_coef", "the router's own loss"),
+        ("use_asft_loss", "another loss"),
+        ("use_dft_loss", "another loss"),
+        ("use_eaft_loss", "another loss"),
     ] {
         s.refuse(path, what);
     }
+    let whole = s.switch("low_cpu_mem_usage") == Some(false);
+    s.infer(
+        "train.loading",
+        text(if whole { "to" } else { "device_map" }),
+        "LLaMA-Factory loads with device_map where `low_cpu_mem_usage` is on",
+    );
     let n = s.node("stage");
     if let Some(w @ ("rm" | "ppo" | "dpo" | "kto")) = s.word("stage") {
         let message = format!("the stage `{w}` is not simulated");
@@ -313,6 +329,9 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
     );
     if job.word("train.loss") == "fused" {
         l.put("enable_liger_kernel", true);
+    }
+    if job.given("train.loading").is_some() && job.word("train.loading") == "to" {
+        l.put("low_cpu_mem_usage", false);
     }
     l.put("output_dir", "out");
     l.raw("# your data:\ndataset: identity\ntemplate: default");

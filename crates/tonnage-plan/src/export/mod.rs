@@ -8,6 +8,7 @@ mod agi2;
 mod axolotl;
 mod block;
 mod companion;
+pub mod fields;
 mod format;
 mod hf;
 mod job_file;

@@ -1,9 +1,9 @@
 //! A tool's file being read: keys by path, each either taken, refused because memory depends on it, or counted as of no concern.
 
-use super::block;
+use super::{block, fields};
 use std::collections::BTreeSet;
 use tonnage_core::Job;
-use tonnage_core::doc::{Diagnostic, Doc, Node, Value};
+use tonnage_core::doc::{Diagnostic, Doc, Key, Node, Value};
 use tonnage_core::job::Origin;
 use tonnage_units::nearest;
 
@@ -28,6 +28,20 @@ pub(super) fn texts<'t>(list: impl IntoIterator<Item = &'t str>) -> Value {
             })
             .collect(),
     )
+}
+
+/// Does a switch of any kind say no?
+fn is_off(v: &Value) -> bool {
+    match v {
+        Value::Bool(b) => !b,
+        Value::Int(i) => *i == 0,
+        Value::Float(f) => *f == 0.0,
+        Value::Text(t) => ["", "no", "none", "false", "disabled", "off"]
+            .contains(&t.to_ascii_lowercase().as_str()),
+        Value::List(l) => l.is_empty(),
+        Value::Table(t) => t.is_empty(),
+        Value::Null => true,
+    }
 }
 
 impl<'a> Source<'a> {
@@ -60,12 +74,15 @@ impl<'a> Source<'a> {
 
     fn wrong(&mut self, path: &str, n: &'a Node, wanted: &str) {
         let message = format!("`{path}` is {wanted}, not {}", n.value.shown());
-        self.fail(
-            Some(n),
-            "bad-value",
-            message,
-            "see the tool's documentation",
-        );
+        let leaf = path.rsplit('.').next().unwrap_or(path);
+        let is = if self.tool == "torchtitan" { " =" } else { ":" };
+        let help = match wanted {
+            "true or false" => format!("`{leaf}{is} true` or `{leaf}{is} false`"),
+            "a whole number" => format!("for instance `{leaf}{is} 4`"),
+            "a number" => format!("for instance `{leaf}{is} 0.5`"),
+            _ => format!("for instance `{leaf}{is} \"word\"`"),
+        };
+        self.fail(Some(n), "bad-value", message, &help);
     }
 
     /// A switch; `True` in quotes is one too.
@@ -157,16 +174,7 @@ impl<'a> Source<'a> {
     /// A key on which memory depends and that is not simulated: an error where it is on.
     pub fn refuse(&mut self, path: &'static str, what: &str) {
         let Some(n) = self.node(path) else { return };
-        let off = match &n.value {
-            Value::Bool(b) => !b,
-            Value::Int(i) => *i == 0,
-            Value::Float(f) => *f == 0.0,
-            Value::Text(t) => ["", "no", "none", "false", "disabled", "NO"].contains(&t.as_str()),
-            Value::List(l) => l.is_empty(),
-            Value::Table(t) => t.is_empty(),
-            Value::Null => true,
-        };
-        if !off {
+        if !is_off(&n.value) {
             let message = format!("`{path}` = {}: {what} is not simulated", n.value.shown());
             self.fail(
                 Some(n),
@@ -174,6 +182,24 @@ impl<'a> Source<'a> {
                 message,
                 "take it out of the file to see the job without it",
             );
+        }
+    }
+
+    /// A number of devices: an error above one.
+    pub fn one_device(&mut self, path: &'static str) {
+        let n = self.node(path);
+        if self.count(path).is_some_and(|c| c > 1) {
+            let message = format!("`{path}`: several devices are not simulated");
+            self.fail(n, "unsupported", message, "1, to see one device");
+        }
+    }
+
+    /// Something that is on and that the figures leave out: said in every output.
+    pub fn warn(&mut self, path: &'static str, what: &str) {
+        if let Some(n) = self.node(path)
+            && !is_off(&n.value)
+        {
+            self.leaves_out(format!("{what} (`{path}`)"));
         }
     }
 
@@ -202,74 +228,107 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The job, or everything that is wrong. Keys that nobody looked at are counted; one that is spelled nearly as one that matters is
-    /// named.
+    /// The job, or everything that is wrong. A key that nobody looked at is an error where it is spelled nearly as one that matters, a
+    /// warning where the tool has no such key, and else named as read past.
     pub fn finish(mut self) -> Result<Job, Vec<Diagnostic>> {
         if let Err(bad) = block::read(self.doc, &mut self.job) {
             self.bad.extend(bad);
         }
         let mut unread = Vec::new();
-        let plain = |t: &str| t.to_ascii_lowercase().replace(['_', '-'], "");
-        for (k, v) in self.doc.root.table().unwrap_or_default() {
-            let dotted = format!("{}.", k.name);
-            if self
-                .looked
-                .iter()
-                .any(|p| *p == k.name || p.starts_with(&dotted))
-            {
-                continue;
-            }
-            if let Some(near) = self.looked.iter().find(|p| plain(p) == plain(&k.name)) {
-                self.bad.push(
+        rest(&self.doc.root, "", &self.looked, &mut unread);
+        let known = fields::whole(self.tool);
+        let mut past = Vec::new();
+        for (name, key, value) in unread {
+            let has = known.is_some_and(|t| t.fields.contains_key(&name));
+            // a table's own keys are recorded only where the tool's tables are fixed
+            let judged = known.filter(|t| {
+                name.split_once('.').is_none_or(|(table, _)| {
+                    t.fields.keys().any(|f| f.starts_with(&format!("{table}.")))
+                })
+            });
+            let near = self.near(&name);
+            let at = self.doc.place(&key.span);
+            match (judged, near) {
+                _ if has => past.push(name),
+                (Some(t), None) => {
+                    let d = Diagnostic::warning(
+                        "unknown-key",
+                        format!("{} has no key `{name}`: it is not read", t.tool),
+                    )
+                    .at(at);
+                    let like = nearest(&name, t.fields.keys().map(String::as_str));
+                    self.job.notes.push(match like {
+                        Some(n) => d.help(format!("did you mean `{n}`?")),
+                        None => d.help("if memory depends on it, the figures are not yours"),
+                    });
+                }
+                (t, Some((near, exact))) if t.is_some() || exact => self.bad.push(
                     Diagnostic::error(
                         "unknown-key",
-                        format!("unknown key `{}` in a file for {}", k.name, self.tool),
+                        format!("unknown key `{name}` in a file for {}", self.tool),
                     )
-                    .at(self.doc.place(&k.span))
-                    .effect(format!("{} is not read", v.value.shown()))
+                    .at(at)
+                    .effect(format!("{} is not read", value.shown()))
                     .help(format!("did you mean `{near}`?")),
-                );
-                continue;
+                ),
+                (_, Some((near, _))) => {
+                    self.job.notes.push(
+                        Diagnostic::warning("unknown-key", format!("`{name}` is not read"))
+                            .at(at)
+                            .help(format!("if `{near}` is meant, say so")),
+                    );
+                    past.push(name);
+                }
+                (None, None) => past.push(name),
             }
-            unread.push(k);
         }
-        let close: Vec<_> = unread
-            .iter()
-            .filter(|k| k.name.len() > 4)
-            .filter_map(|k| {
-                let near = nearest(&k.name, self.looked.iter().copied())?;
-                let edits = k.name.len().abs_diff(near.len()) <= 2;
-                let first = k.name.get(..3) == near.get(..3);
-                (edits && first).then_some((*k, near))
-            })
-            .collect();
-        for (k, near) in close {
-            self.job.notes.push(
-                Diagnostic::warning("unknown-key", format!("`{}` is not read", k.name))
-                    .at(self.doc.place(&k.span))
-                    .help(format!("if `{near}` is meant, say so")),
-            );
-        }
-        if !unread.is_empty() {
-            let names: Vec<_> = unread.iter().take(6).map(|k| k.name.as_str()).collect();
-            let more = if unread.len() > names.len() {
-                ", ..."
-            } else {
-                ""
-            };
+        if !past.is_empty() {
             self.job.notes.push(Diagnostic::note(
                 "not-read",
                 format!(
-                    "{} keys of the file do not concern memory and were not read: {}{more}",
-                    unread.len(),
-                    names.join(", ")
+                    "{} keys of the file are not taken to concern memory and were not read: {}",
+                    past.len(),
+                    past.join(", ")
                 ),
             ));
+        }
+        // what is missing may be what is wrong or misspelt
+        if self.bad.iter().any(|d| d.code != "missing") {
+            self.bad.retain(|d| d.code != "missing");
         }
         if self.bad.is_empty() {
             Ok(self.job)
         } else {
             Err(self.bad)
+        }
+    }
+
+    /// The key that was looked for and is spelled nearly so; is it the same but for case, `-` and `_`?
+    fn near(&self, name: &str) -> Option<(&'static str, bool)> {
+        let plain = |t: &str| t.to_ascii_lowercase().replace(['_', '-'], "");
+        if let Some(p) = self.looked.iter().find(|p| plain(p) == plain(name)) {
+            return Some((p, true));
+        }
+        let near = nearest(name, self.looked.iter().copied())?;
+        let close = name.len().abs_diff(near.len()) <= 3 && name.get(..3) == near.get(..3);
+        (name.len() > 4 && close).then_some((near, false))
+    }
+}
+
+/// The keys of a table that nobody looked at, with those of its tables of which somebody looked at one.
+fn rest<'a>(
+    node: &'a Node,
+    prefix: &str,
+    looked: &BTreeSet<&'static str>,
+    out: &mut Vec<(String, &'a Key, &'a Value)>,
+) {
+    for (k, v) in node.table().unwrap_or_default() {
+        let name = format!("{prefix}{}", k.name);
+        let dotted = format!("{name}.");
+        if looked.iter().any(|p| p.starts_with(&dotted)) && v.table().is_some() {
+            rest(v, &dotted, looked, out);
+        } else if !looked.contains(name.as_str()) {
+            out.push((name, k, &v.value));
         }
     }
 }

@@ -47,9 +47,19 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
             "the optimizer's step inside backward",
         ),
         ("model.converters", "float8 and other converters"),
+        (
+            "parallelism.expert_tensor_parallel_degree",
+            "expert parallelism",
+        ),
+        ("profiling.enable_memory_snapshot", "a recording of memory"),
     ] {
-        s.refuse(path, what);
+        if path.ends_with("_degree") {
+            s.one_device(path);
+        } else {
+            s.refuse(path, what);
+        }
     }
+    s.warn("validation.enable", "evaluation between the steps");
     for path in [
         "parallelism.data_parallel_replicate_degree",
         "parallelism.tensor_parallel_degree",
@@ -96,13 +106,8 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         Value::Float(clip),
         "training.max_norm",
     );
-    let dtype = |w: Option<&str>, default: &'static str| match w {
-        Some("bfloat16") => "bf16",
-        Some("float32") => "fp32",
-        _ => default,
-    };
-    let weights = dtype(s.word("training.dtype"), "fp32");
-    let amp = dtype(s.word("training.mixed_precision_param"), "bf16");
+    let weights = dtype(&mut s, "training.dtype", "fp32");
+    let amp = dtype(&mut s, "training.mixed_precision_param", "bf16");
     let word = match (weights, amp) {
         ("fp32", "bf16") => "bf16-mixed",
         ("bf16", "bf16") => {
@@ -163,6 +168,20 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         }
     }
     s.finish()
+}
+
+fn dtype(s: &mut Source, path: &'static str, default: &'static str) -> &'static str {
+    let n = s.node(path);
+    match s.word(path) {
+        None => default,
+        Some("bfloat16") => "bf16",
+        Some("float32") => "fp32",
+        Some(w) => {
+            let message = format!("`{path}` is {w}");
+            s.fail(n, "bad-value", message, "\"bfloat16\" or \"float32\"");
+            default
+        }
+    }
 }
 
 fn accumulation(s: &mut Source) {

@@ -7,7 +7,7 @@
 
 use super::lines::Lines;
 use super::source::{Source, text, texts};
-use super::{File, Options, Written};
+use super::{File, Options, Written, fields};
 use tonnage_core::Job;
 use tonnage_core::doc::{Diagnostic, Doc, Value};
 
@@ -79,6 +79,12 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
         ("dataset.packed", "packing of samples"),
         ("model.apply_lora_to_output", "adapters on the head"),
         ("tensor_parallel_dim", "tensor parallelism"),
+        ("teacher_model", "a teacher model"),
+        (
+            "model.quantize_base",
+            "`quantize_base` (the builders named qlora_ are read)",
+        ),
+        ("fsdp_cpu_offload", "offload to the host"),
     ] {
         s.refuse(path, what);
     }
@@ -291,14 +297,19 @@ fn loss(s: &mut Source) {
 
 pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> {
     let id = job.word("model.id");
-    let Some((module, function, id)) = MODELS.iter().find(|(_, _, m)| *m == id) else {
-        let known: Vec<_> = MODELS.iter().map(|(_, _, m)| *m).collect();
+    // Qwen3's builders are in no release (0.6.1 is the last): read, not written
+    let released = || MODELS.iter().filter(|(module, ..)| *module != "qwen3");
+    let Some((module, function, id)) = released().find(|(_, _, m)| *m == id) else {
+        let near = tonnage_units::nearest(&id, released().map(|(_, _, m)| *m));
         return Err(vec![
             Diagnostic::error(
                 "cannot-express",
                 format!("`model.id` = {id} cannot be said in a file for torchtune: no builder of it is known"),
             )
-            .help(format!("builders are known of {}", known.join(", "))),
+            .help(match near {
+                Some(n) => format!("of {n} one is"),
+                None => "builders of Llama 2 and 3, Qwen 2 and 2.5 and Mistral are known: export to another format".into(),
+            }),
         ]);
     };
     let lora = job.count("lora.r");
@@ -313,9 +324,25 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
         (true, false) => "lora_",
         _ => "",
     };
-    l.raw(&format!(
-        "model:\n  _component_: torchtune.models.{module}.{prefix}{function}"
-    ));
+    let builder = format!("torchtune.models.{module}.{prefix}{function}");
+    if let Some(tool) = fields::tools().get("torchtune")
+        && let Some(known) = tool.fields.get("model._component_")
+        && !known.contains(&format!("={builder}"))
+    {
+        let key = if packed { "quant.format" } else { "model.id" };
+        return Err(vec![
+            Diagnostic::error(
+                "cannot-express",
+                format!(
+                    "`{key}` = {} cannot be said in a file for torchtune: {} has no builder `{prefix}{function}`",
+                    job.word(key),
+                    tool.tool
+                ),
+            )
+            .help("export to another format"),
+        ]);
+    }
+    l.raw(&format!("model:\n  _component_: {builder}"));
     if let Some(r) = lora {
         let names = job.texts("lora.targets");
         let all = names.iter().any(|n| n == "all-linear");
@@ -339,7 +366,6 @@ pub(super) fn write(job: &Job, _: &Options) -> Result<Written, Vec<Diagnostic>> 
         }
         l.raw(&format!("  lora_attn_modules: [{}]", attention.join(", ")));
         l.put("  apply_lora_to_mlp", mlp);
-        l.put("  apply_lora_to_output", false);
         l.put("  lora_rank", r);
         l.put("  lora_alpha", job.number("lora.alpha").unwrap_or(16.0));
         l.put("  lora_dropout", job.number("lora.dropout").unwrap_or(0.05));
