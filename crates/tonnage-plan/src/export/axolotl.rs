@@ -107,11 +107,6 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
     ] {
         s.warn(path, what);
     }
-    s.infer(
-        "train.loading",
-        text("device_map"),
-        "axolotl loads with device_map=\"auto\" on one device",
-    );
     s.model("base_model", "revision_of_model");
     s.count_or("sequence_len", "train.seq_len", 512);
     batch(&mut s);
@@ -123,6 +118,13 @@ pub(super) fn read(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
     checkpointing(&mut s, false, Some(true));
     attention(&mut s);
     let adapter = adapters(&mut s, weights);
+    // under `accelerate launch`, which `axolotl train` calls, axolotl gives no device map; packed weights get one from transformers
+    let packed = s.job.given("quant.format").is_some();
+    s.infer(
+        "train.loading",
+        text(if packed { "device_map" } else { "to" }),
+        "axolotl under accelerate: a device map only for packed weights",
+    );
     if !adapter && s.job.word("train.attention") != "flash_attention_2" && weights != "fp32" {
         s.leaves_out(
             "norms and embeddings in fp32: axolotl keeps them so where the whole model is trained without flash attention",
