@@ -171,6 +171,12 @@ fn promise(job: &Job, e: &Exported, gpu: Option<&str>, out: &Output) {
                 shown(theirs)
             );
         }
+        (Some(ours), Some(theirs)) if shown(ours) == shown(theirs) => eprintln!(
+            "the file estimates to {} allocated, {} {} than the job as it stands",
+            shown(theirs),
+            shown(ours.abs_diff(theirs)),
+            if theirs > ours { "more" } else { "less" }
+        ),
         (Some(ours), Some(theirs)) => eprintln!(
             "the file estimates to {} allocated; the job as it stands to {}",
             shown(theirs),
