@@ -16,7 +16,7 @@ fn phi3_events() {
 
 #[test]
 fn phi3_records() {
-    exact(OWN, "phi3-", 12);
+    exact(OWN, "phi3-", 13);
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn gemma2_events() {
 
 #[test]
 fn gemma2_records() {
-    exact(OWN, "gemma2-", 12);
+    exact(OWN, "gemma2-", 15);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn phi_events() {
 
 #[test]
 fn phi_records() {
-    exact(OWN, "phi-", 5);
+    exact(OWN, "phi-", 6);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn opt_events() {
 
 #[test]
 fn opt_records() {
-    exact(OWN, "opt-", 6);
+    exact(OWN, "opt-", 7);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn gemma3_events() {
 
 #[test]
 fn gemma3_records() {
-    exact(OWN, "gemma3-", 9);
+    exact(OWN, "gemma3-", 10);
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn deepseek_events() {
 #[test]
 fn deepseek_records() {
     exact(OWN, "deepseek-v3-", 9);
-    exact(OWN, "deepseek-v2-", 4);
+    exact(OWN, "deepseek-v2-", 5);
 }
 
 #[test]
@@ -36,5 +36,5 @@ fn gpt_oss_events() {
 
 #[test]
 fn gpt_oss_records() {
-    exact(OWN, "gpt-oss-", 8);
+    exact(OWN, "gpt-oss-", 10);
 }

@@ -279,7 +279,9 @@ fn written_dtype(s: &mut Source) -> Option<&'static str> {
 /// A file of a transformers script: its `TrainingArguments`, and the model's and data's fields where it has them.
 pub(super) fn is_hf(doc: &Doc) -> bool {
     let has = |k: &str| doc.root.get(k).is_some();
-    has("per_device_train_batch_size")
+    // a recipe of an agent framework names its method and model so; transformers has neither argument
+    let recipe = has("method") && has("model");
+    !recipe && has("per_device_train_batch_size")
         || has("output_dir") && (has("block_size") || has("gradient_checkpointing") || has("optim"))
 }
 
