@@ -50,7 +50,7 @@ fn wanted(job: &Job, engine: &str) -> Result<Wanted, Vec<Diagnostic>> {
     if job.word("work.kind") != "generate" {
         return Err(cannot(
             format!("a job that does not generate has no command line of {engine}"),
-            "--kind generate; or a command line after `--`",
+            "--kind generate --prompt-len N --new-tokens N",
         ));
     }
     let mut bad = vec![];

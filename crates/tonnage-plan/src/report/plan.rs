@@ -132,8 +132,13 @@ fn what(p: &Point) -> String {
 fn answer(p: &Plan) -> String {
     match &p.recommended {
         Some(r) if r.changes.is_empty() => format!(
-            "{} on {}: keep the settings, nothing that is allowed is better",
-            p.job, p.gpu_name
+            "{} on {}: keep the settings, {}",
+            p.job,
+            p.gpu_name,
+            match p.searched.interrupted {
+                true => "nothing better was found before the search was stopped",
+                false => "nothing that is allowed is better",
+            }
         ),
         Some(r) => format!("{} on {}: {}", p.job, p.gpu_name, what(r)),
         None => format!("{} on {}: nothing that is allowed fits", p.job, p.gpu_name),
