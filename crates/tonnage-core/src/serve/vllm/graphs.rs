@@ -12,8 +12,6 @@ const FLOOR: i64 = 1 << 20;
 /// Splits of the keys that vLLM has FlashAttention 3 prepare for where graphs are captured whole
 /// (`flash_attn_max_num_splits_for_cuda_graph`).
 const SPLITS: u64 = 32;
-/// Layers after which segments repeat; no more are played.
-const LAYERS: u64 = 4;
 
 /// Widths of one rank's layer, in elements.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +95,7 @@ pub(super) fn forward(w: &Widths, t: u64, p: &Play) -> Tensor {
     let mut queries = turned(normed);
     let mut keys = new(2 * t * w.keys);
     let mut out = new(q);
-    for left in (0..w.layers.clamp(1, LAYERS)).rev() {
+    for left in (0..w.layers.max(1)).rev() {
         if let Some(on) = p.attention {
             attend(w, t, on, p.whole);
         }
