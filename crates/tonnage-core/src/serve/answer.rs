@@ -2,7 +2,7 @@
 //!
 //! One shape for all engines; `docs/schema/serving-1.json` is its schema.
 
-use crate::verdict::Outcome;
+use crate::verdict::{Device, Outcome};
 use serde::Serialize;
 
 /// The version of the JSON form; changes with every change that could break a reader.
@@ -129,6 +129,30 @@ pub struct Fit {
     pub why: String,
 }
 
+impl Fit {
+    /// `needed` bytes on the `index`th device of the answer, held against what CUDA gives of a card.
+    pub(crate) fn on(
+        card: &Device,
+        index: u8,
+        needed: u64,
+        outcome: Outcome,
+        why: impl Into<String>,
+    ) -> Fit {
+        let usable = card.left();
+        Fit {
+            gpu: card.gpu.id.clone(),
+            name: card.gpu.name.clone(),
+            device: index,
+            outcome,
+            usable_bytes: usable,
+            needed_bytes: needed,
+            margin_bytes: i64::try_from(i128::from(usable) - i128::from(needed))
+                .unwrap_or(i64::MIN),
+            why: why.into(),
+        }
+    }
+}
+
 /// What the engine says no with, and what would help.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Refused {
@@ -226,5 +250,21 @@ pub(crate) fn exact(
         low_bytes: bytes,
         high_bytes: bytes,
         parts,
+    }
+}
+
+/// The CUDA context of a rank on a card of this kind, with its range.
+pub(crate) fn driver(rank: u8, card: &Device) -> Line {
+    let c = &card.overhead.context;
+    Line {
+        low_bytes: c.low,
+        high_bytes: c.high,
+        ..exact(
+            Some(rank),
+            "driver",
+            Component::DeviceContext,
+            c.expected,
+            vec![],
+        )
     }
 }

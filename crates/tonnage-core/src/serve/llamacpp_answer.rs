@@ -218,16 +218,7 @@ fn verdict(a: &Serving, device: u8, card: &Device) -> Fit {
             "so it does with the largest context and scratch of the ranges",
         )
     };
-    Fit {
-        gpu: card.gpu.id.clone(),
-        name: card.gpu.name.clone(),
-        device,
-        outcome,
-        usable_bytes: usable,
-        needed_bytes: needed,
-        margin_bytes: i64::try_from(i128::from(usable) - i128::from(needed)).unwrap_or(i64::MIN),
-        why: why.into(),
-    }
+    Fit::on(card, device, needed, outcome, why)
 }
 
 /// Architectures with rows in `groundtruth/llamacpp-dev.jsonl`.

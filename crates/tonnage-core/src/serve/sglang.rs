@@ -7,7 +7,7 @@
 //! weights take on a card have no recorded start, so a whole answer is unverified.
 
 use super::answer::{
-    Cache, Chosen, Component, Fit, Line, Refused, Remedy, SCHEMA, Serving, exact, totals,
+    Cache, Chosen, Component, Fit, Refused, Remedy, SCHEMA, Serving, driver, exact, totals,
 };
 use super::command::sglang::Sglang;
 use super::command::vllm::Vllm;
@@ -208,18 +208,7 @@ pub fn answer(config: &Value, s: &Sglang, device: &Device) -> Result<Serving, Co
                 lines.push(exact(Some(rank), &name, c, bytes, vec![]));
             }
         }
-        let c = &device.overhead.context;
-        lines.push(Line {
-            low_bytes: c.low,
-            high_bytes: c.high,
-            ..exact(
-                Some(rank),
-                "driver",
-                Component::DeviceContext,
-                c.expected,
-                vec![],
-            )
-        });
+        lines.push(driver(rank, device));
     }
     let totals = totals(&lines);
     let needed = totals.first().map_or(0, |t| t.bytes);
@@ -236,16 +225,7 @@ pub fn answer(config: &Value, s: &Sglang, device: &Device) -> Result<Serving, Co
             "SGLang starts; the pool takes what --mem-fraction-static leaves",
         ),
     };
-    let fit = Fit {
-        gpu: device.gpu.id.clone(),
-        name: device.gpu.name.clone(),
-        device: 0,
-        outcome,
-        usable_bytes: usable,
-        needed_bytes: needed,
-        margin_bytes: i64::try_from(i128::from(usable) - i128::from(needed)).unwrap_or(i64::MIN),
-        why: why.into(),
-    };
+    let fit = Fit::on(device, 0, needed, outcome, why);
     Ok(Serving {
         schema: SCHEMA,
         engine: "SGLang",

@@ -2,7 +2,7 @@
 //! with what would resolve it.
 
 use super::answer::{
-    Cache, Chosen, Component, Fit, Line, Refused, Remedy, SCHEMA, Serving, exact, totals,
+    Cache, Chosen, Component, Fit, Refused, Remedy, SCHEMA, Serving, driver, exact, totals,
 };
 use super::command::vllm::Vllm;
 use super::vllm::{self, Card, Model, Pool, Refusal, Settings, Startup};
@@ -309,18 +309,7 @@ pub fn answer(start: &Start, v: &Vllm, device: &Device) -> Result<Serving, CoreE
         );
         add(Component::Activations, up.profile_peak_activation_bytes);
         add(Component::CudaGraphs, up.cudagraph_memory_estimate);
-        let c = &device.overhead.context;
-        lines.push(Line {
-            low_bytes: c.low,
-            high_bytes: c.high,
-            ..exact(
-                Some(rank),
-                "driver",
-                Component::DeviceContext,
-                c.expected,
-                vec![],
-            )
-        });
+        lines.push(driver(rank, device));
     }
     let totals = totals(&lines);
     let needed = totals.first().map_or(0, |t| t.bytes);
@@ -336,16 +325,7 @@ pub fn answer(start: &Start, v: &Vllm, device: &Device) -> Result<Serving, CoreE
         ),
         Err(e) => (Outcome::No, short(e)),
     };
-    let fit = Fit {
-        gpu: device.gpu.id.clone(),
-        name: device.gpu.name.clone(),
-        device: 0,
-        outcome,
-        usable_bytes: usable,
-        needed_bytes: needed,
-        margin_bytes: i64::try_from(i128::from(usable) - i128::from(needed)).unwrap_or(i64::MIN),
-        why,
-    };
+    let fit = Fit::on(device, 0, needed, outcome, why);
     let refused = match &done.pool {
         Err(e) => Some(Refused {
             message: words(e, s),
