@@ -345,3 +345,16 @@ fn no_key_is_passed_over_in_silence() {
     let j = export::read(&name, &text).unwrap();
     assert_eq!(j.count("train.seq_len"), Some(256));
 }
+
+#[test]
+fn weights_are_loaded_in_one_number_of_bits() {
+    let to = "load_in_8bit: true\nload_in_4bit: true\nlora_r: 8";
+    one(
+        "trl",
+        "lora_r:",
+        to,
+        "contradiction",
+        "`load_in_8bit`",
+        "one of them",
+    );
+}

@@ -6,7 +6,9 @@
 //! type); adapters are fp32 unless `peft_autocast_adapter_dtype: false`. Fully trained models whose attention is not flash keep norms and
 //! embeddings in fp32, which is not simulated and said so.
 
-use super::hf::{checkpointing, lora_lines, optim, optim_name, precision, regime, trainer};
+use super::hf::{
+    checkpointing, load_in_bits, lora_lines, optim, optim_name, precision, regime, trainer,
+};
 use super::lines::{Lines, model};
 use super::source::{Source, text};
 use super::{File, Options, Written};
@@ -246,26 +248,14 @@ fn adapters(s: &mut Source, weights: &'static str) -> bool {
         }
     };
     let qlora = s.word("adapter") == Some("qlora");
-    let (four, eight) = (s.on("load_in_4bit"), s.on("load_in_8bit"));
+    let bits = load_in_bits(s, "axolotl undoes the preparation");
+    let four = bits == Some(4);
     if qlora && !four {
         s.fail(
             n,
             "contradiction",
             "`adapter: qlora` needs `load_in_4bit: true`".into(),
             "axolotl says the same",
-        );
-    }
-    if four || eight {
-        let path = if four { "load_in_4bit" } else { "load_in_8bit" };
-        s.set(
-            "quant.format",
-            text(if four { "nf4" } else { "int8" }),
-            path,
-        );
-        s.infer(
-            "quant.kbit_preparation",
-            Value::Bool(false),
-            "axolotl undoes the preparation",
         );
     }
     if four {

@@ -451,22 +451,33 @@ pub(super) fn read_trl(doc: &Doc) -> Result<Job, Vec<Diagnostic>> {
     s.finish()
 }
 
-fn adapters(s: &mut Source, weights: Option<&str>) {
+/// bitsandbytes' two switches: the bits of the loaded weights. `unprepared`: why the tool's weights are not prepared for k-bit training.
+pub(super) fn load_in_bits(s: &mut Source, unprepared: &str) -> Option<u8> {
     let (four, eight) = (s.on("load_in_4bit"), s.on("load_in_8bit"));
-    if four || eight {
-        let path = if four { "load_in_4bit" } else { "load_in_8bit" };
-        s.set(
-            "quant.format",
-            text(if four { "nf4" } else { "int8" }),
-            path,
-        );
-        s.infer(
-            "quant.kbit_preparation",
-            Value::Bool(false),
-            "TRL 1.16 does not call prepare_model_for_kbit_training",
-        );
-    }
-    if four {
+    let (path, format, bits) = match (four, eight) {
+        (false, false) => return None,
+        (true, true) => {
+            let n = s.node("load_in_8bit");
+            s.fail(
+                n,
+                "contradiction",
+                "`load_in_4bit` and `load_in_8bit` are both true".into(),
+                "transformers loads in one of them",
+            );
+            return None;
+        }
+        (true, false) => ("load_in_4bit", "nf4", 4),
+        (false, true) => ("load_in_8bit", "int8", 8),
+    };
+    s.set("quant.format", text(format), path);
+    s.infer("quant.kbit_preparation", Value::Bool(false), unprepared);
+    Some(bits)
+}
+
+fn adapters(s: &mut Source, weights: Option<&str>) {
+    let unprepared = "TRL 1.16 does not call prepare_model_for_kbit_training";
+    let bits = load_in_bits(s, unprepared);
+    if bits == Some(4) {
         let n = s.node("bnb_4bit_quant_type");
         if s.word("bnb_4bit_quant_type").is_some_and(|w| w != "nf4") {
             s.fail(n, "unsupported", "only nf4 is simulated".into(), "nf4");
@@ -508,7 +519,7 @@ fn adapters(s: &mut Source, weights: Option<&str>) {
     }
     let dora = s.on("use_dora");
     s.set("lora.dora", Value::Bool(dora), "use_dora");
-    if four || eight {
+    if bits.is_some() {
         if weights != Some("bf16") {
             s.leaves_out("adapters in bf16 beside packed weights of another type");
         }
