@@ -214,6 +214,11 @@ fn experts(g: &Graph, t: &Tensor, chip: Chip) -> u64 {
     ])
 }
 
+/// `fast_fp16_available`: Pascal and later but GP102 to GP107 with 6.1.
+fn fast_half(cc: u32) -> bool {
+    cc >= 600 && cc != 610
+}
+
 /// The 16-bit result of an f16 product before it is widened; Volta writes 32 bits at once.
 fn half_output(ty: GgmlType, elements: u64, cc: u32) -> u64 {
     let volta = (700..750).contains(&cc);
@@ -225,11 +230,10 @@ fn half_output(ty: GgmlType, elements: u64, cc: u32) -> u64 {
 
 /// `ggml_cuda_mul_mat_cublas`: sources in the type that is computed in, the 16-bit result, lists of pointers.
 fn cublas(a: &Tensor, b: &Tensor, t: &Tensor, exact: bool, cc: u32) -> u64 {
-    let fast_half = cc >= 600 && cc != 610;
     let compute = match a.ty {
         _ if exact => F32,
         ty if ty.is_quantized() || ty == F16 => {
-            if fast_half {
+            if fast_half(cc) {
                 F16
             } else {
                 F32
@@ -371,8 +375,7 @@ fn tile(head: u64, value: u64, queries: u64, gqa: u64, whole: bool, cc: u32) -> 
         .find(|n| queries > n / 2 / heads)
         .unwrap_or(2)
         .max(heads);
-    let fast_half = cc >= 600 && cc != 610;
-    let batch = match (fast_half, head, columns) {
+    let batch = match (fast_half(cc), head, columns) {
         (true, ..) => 64,
         (false, 64, 2 | 16 | 32) | (false, 128, 2 | 8 | 32) | (false, 192 | 256, 2) => 64,
         _ => 32,
