@@ -73,7 +73,6 @@ impl Said {
         };
         set(&mut self.model_loading_gib, "Model loading took");
         set(&mut self.available_kv_gib, "Available KV cache memory:");
-        set(&mut self.graphs_gib, "Graph capturing finished in");
         if let Some(rest) = after(line, "Graph capturing finished in") {
             self.graphs_gib = after(rest, "took").and_then(number);
         }
