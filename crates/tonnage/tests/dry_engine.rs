@@ -1,33 +1,11 @@
 //! Serving engines under `dry-run`. TONNAGE_TEST_VLLM_PYTHON names a Python with vLLM 0.33 (9 GB, so continuous integration has none);
 //! without it the test of vLLM's own start says so and ends. What needs no vLLM is tested always.
 
+mod dry;
+
+use dry::{err, here, records, tonnage};
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output};
-// makes cargo build the library that is preloaded
-use tonnage_null as _;
-
-fn here(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn tonnage(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tonnage"))
-        .args(args)
-        .output()
-        .expect("the program runs")
-}
-
-fn err(o: &Output) -> String {
-    String::from_utf8_lossy(&o.stderr).into_owned()
-}
-
-fn records() -> Vec<Value> {
-    let text = std::fs::read_to_string(here("../../groundtruth/dry-run-vllm.jsonl")).unwrap();
-    text.lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect()
-}
+use std::process::Command;
 
 fn flags(r: &Value) -> Vec<&str> {
     r["flags"]
@@ -56,7 +34,7 @@ fn llama_cpp_and_other_commands_of_vllm_are_refused_with_what_to_use() {
 
 #[test]
 fn committed_starts_of_vllm_are_what_estimate_says() {
-    let all = records();
+    let all = records("dry-run-vllm.jsonl");
     assert!(!all.is_empty());
     for r in &all {
         let model = here("../../catalog/models").join(r["model"].as_str().unwrap());
@@ -103,7 +81,10 @@ fn vllm_itself_starts_on_the_null_device_and_says_its_tokens() {
         );
         return;
     };
-    for r in records().iter().filter(|r| r["test"] == true) {
+    for r in records("dry-run-vllm.jsonl")
+        .iter()
+        .filter(|r| r["test"] == true)
+    {
         let model = here("../../catalog/models").join(r["model"].as_str().unwrap());
         let model = model.display().to_string();
         let server = [

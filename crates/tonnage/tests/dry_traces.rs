@@ -1,28 +1,14 @@
 //! Recorded traces through the program: replay, diff, and the schemas of what they print. No torch is needed.
 
+mod dry;
 mod standin;
 
-use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use dry::{here, json, record, tonnage};
 
 const TRACE: &str = "traces/agi2-6x384-plain-fp32-adamw_foreach-b8-s512.jsonl.gz";
 
 fn groundtruth(path: &str) -> String {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../groundtruth");
-    root.join(path).display().to_string()
-}
-
-fn tonnage(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tonnage"))
-        .args(args)
-        .output()
-        .expect("the program runs")
-}
-
-fn json(o: &Output) -> Value {
-    serde_json::from_slice(&o.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&o.stderr)))
+    here("../../groundtruth").join(path).display().to_string()
 }
 
 /// The job that the trace recorded, with another micro-batch.
@@ -49,12 +35,8 @@ fn recorded() -> (u64, u64) {
 
 /// Peaks of the same job without a trace being taken, which adds gradients in place (groundtruth/torch-trace-README.md).
 fn peaks() -> (u64, u64) {
-    let text = std::fs::read_to_string(groundtruth("torch-trace-dev.jsonl")).unwrap();
-    let r: Value = text
-        .lines()
-        .map(|l| serde_json::from_str::<Value>(l).unwrap())
-        .find(|r| r["id"] == "agi2-6x384-plain-fp32-adamw_foreach-b8-s512")
-        .unwrap();
+    let id = "agi2-6x384-plain-fp32-adamw_foreach-b8-s512";
+    let r = record("torch-trace-dev.jsonl", id);
     let n = |k: &str| r[k].as_u64().unwrap();
     (n("peak_allocated_bytes"), n("peak_reserved_bytes"))
 }

@@ -2,13 +2,13 @@
 //! TONNAGE_TEST_PYTHON names a Python with a CUDA build of torch (`.ci/run` makes one); without it those tests say so and end.
 #![cfg(target_os = "linux")]
 
+mod dry;
 mod standin;
 
+use dry::python;
 use serde_json::Value;
 use standin::{Machine, card, err, out};
 use std::os::unix::fs::PermissionsExt;
-// makes cargo build the library that is preloaded
-use tonnage_null as _;
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -31,22 +31,6 @@ fn engine(m: &Machine, name: &str) -> String {
 fn shown(m: &Machine, id: &str) -> Value {
     let o = m.run(&["history", "show", id, "--format", "json"]);
     serde_json::from_str(&out(&o)).expect("JSON")
-}
-
-fn python(test: &str) -> Option<String> {
-    let found = std::env::var("TONNAGE_TEST_PYTHON")
-        .ok()
-        .filter(|p| !p.is_empty());
-    if found.is_none() {
-        assert!(
-            std::env::var_os("TONNAGE_TEST_TORCH_REQUIRED").is_none(),
-            "TONNAGE_TEST_PYTHON is not set, and these tests are required"
-        );
-        eprintln!(
-            "\n!!! {test} DID NOT RUN: set TONNAGE_TEST_PYTHON to a Python with a CUDA build of torch !!!\n"
-        );
-    }
-    found
 }
 
 #[test]
