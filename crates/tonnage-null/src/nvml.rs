@@ -205,7 +205,8 @@ api! {
     fn nvmlDeviceGetNvLinkRemoteDeviceType(_h: usize, _link: u32, kind: Out<i32>) -> i32 { kind.set(255); NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetNvLinkRemotePciInfo_v2(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetFieldValues(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
-    fn nvmlDeviceGetGpuFabricInfoV(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
+    // no fabric is a state (byte 28), not an error: torch 2.13 insists on success for expandable segments
+    fn nvmlDeviceGetGpuFabricInfoV(h: usize, info: Out<u8>) -> i32 { with(h, |_, _| info.set_at(28, 0)) }
     fn nvmlDeviceGetMemoryAffinity(_h: usize) -> i32 { NOT_SUPPORTED_BY_NVML }
     fn nvmlDeviceGetCpuAffinity(_h: usize, n: u32, set: Out<usize>) -> i32 { (0..n as usize).for_each(|i| set.set_at(i, usize::MAX)); OK }
     fn nvmlDeviceGetNumaNodeId(h: usize, out: Out<u32>) -> i32 { with(h, |_, _| out.set(0)) }

@@ -87,6 +87,17 @@ fn case_one_visible() {
     assert_eq!((n, l.info().1), (1, 50 * PAGE));
     l.call::<extern "C" fn(*mut c_int) -> c_int>("nvmlDeviceGetCount_v2")(&mut n);
     assert_eq!(n, 2, "NVML shows the machine");
+    let mut h = 0usize;
+    let handle: extern "C" fn(u32, *mut usize) -> c_int = l.call("nvmlDeviceGetHandleByIndex_v2");
+    assert_eq!((handle(0, &mut h), h != 0), (0, true));
+    let fabric: extern "C" fn(usize, *mut [u8; 36]) -> c_int =
+        l.call("nvmlDeviceGetGpuFabricInfoV");
+    let mut info = [9u8; 36];
+    assert_eq!(
+        (fabric(h, &mut info), info[28], info[29]),
+        (0, 0, 9),
+        "no fabric is a state, not an error"
+    );
 }
 
 #[test]
