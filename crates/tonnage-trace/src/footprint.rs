@@ -1,7 +1,7 @@
 //! The footprint of a recorded run, in the form that `estimate` gives: the same sums, by component, module, tensor, phase and time.
 
 use crate::raw::figures;
-use crate::trace::{Event, Figures, Place, Trace};
+use crate::trace::{Event, Figures, Place, Rest, Trace};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_core::doc::Diagnostic;
 use tonnage_core::footprint::classify::pattern;
@@ -10,6 +10,7 @@ use tonnage_core::footprint::{
     Range, SCHEMA, TensorGroup, Timeline, VerdictRow,
 };
 use tonnage_core::verdict::{Device, Failure, Outcome, Verdict};
+use tonnage_units::Bytes;
 
 /// Points of the curve, as in simulated footprints.
 const CURVE: usize = 400;
@@ -205,7 +206,12 @@ fn module(t: &Trace, a: &Alive) -> String {
 
 /// The footprint of a trace; `device` is the card it was recorded for.
 pub fn footprint(t: &Trace, device: &Device) -> Footprint {
-    let w = walk(t);
+    let mut w = walk(t);
+    if t.header.missed.is_some() {
+        // the framework counted on where no events were taken
+        w.peak = w.peak.max(t.header.peaks);
+    }
+    let w = w;
     let mut lines: BTreeMap<Component, (u64, u64)> = BTreeMap::new();
     let mut modules: HashMap<String, BTreeMap<Component, u64>> = HashMap::new();
     let mut groups: HashMap<(Component, String, u32, &'static str, u64), u64> = HashMap::new();
@@ -429,6 +435,36 @@ fn verdict(t: &Trace, device: &Device, peak: Figures) -> Verdict {
     }
 }
 
+/// The steps that were left out, in words.
+fn repeats(r: &Rest) -> String {
+    let next = r.first + i32::try_from(r.steps).unwrap_or(0);
+    let mut out = match r.steps {
+        0 => String::new(),
+        1 => format!("step {} made", r.first),
+        _ => format!("steps {} to {} made", r.first, next - 1),
+    };
+    if r.steps > 0 {
+        out.push_str(" the same requests as ");
+        match r.cycle {
+            0 | 1 => out.push_str(&format!("step {}", r.first - 1)),
+            n => out.push_str(&format!("the {n} steps before them")),
+        }
+        out.push_str(" and are counted, not recorded");
+        if r.other > 0 {
+            out.push_str(&format!(
+                "; {} of them did something besides, which kept nothing and passed no peak",
+                r.other
+            ));
+        }
+        out.push_str("; ");
+    }
+    if r.broken {
+        out.push_str(&format!("step {next} was unlike them and is missing; "));
+    }
+    out.push_str("--every-step records all");
+    out
+}
+
 fn notes(t: &Trace, peak: Figures) -> Vec<Diagnostic> {
     let h = &t.header;
     let mut out: Vec<Diagnostic> = Vec::new();
@@ -442,6 +478,21 @@ fn notes(t: &Trace, peak: Figures) -> Vec<Diagnostic> {
     }
     for n in &h.notes {
         say("recorder", n.clone());
+    }
+    for r in &h.rests {
+        say("repeats", repeats(r));
+    }
+    if let Some(m) = h.missed {
+        say(
+            "unrecorded-peak",
+            format!(
+                "step {} reached {} allocated and {} reserved and is not recorded: what was alive then is not known, and the parts are those of the highest \
+                 recorded moment",
+                m.step,
+                Bytes(m.allocated),
+                Bytes(m.reserved)
+            ),
+        );
     }
     let own = h.peaks;
     if own != Figures::default() && h.ended != "partial" && own != peak {

@@ -1,13 +1,15 @@
-//! What the recorder wrote (`crates/tonnage/python/tonnage_recorder.py`), made into a [`Trace`]: block sizes by [`Tracker`], components by
+//! What the recorder wrote (`crates/tonnage/python/tonnage_writer.py`), made into a [`Trace`]: block sizes by [`Tracker`], components by
 //! [`classify`].
 
 use crate::classify::{self, Born, Frames, Tagged};
 use crate::trace::{
-    Event, Figures, Header, Interner, ModelFigures, Place, Refusal, Trace, TraceError,
+    Event, Figures, Header, Interner, Missed, ModelFigures, Place, Refusal, Rest, Site, Trace,
+    TraceError,
 };
 use crate::track::Tracker;
 use serde::Deserialize;
 use serde_json::Value;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use tonnage_core::footprint::Component;
 use tonnage_sim::alloc::AllocatorConfig;
@@ -39,6 +41,8 @@ pub struct RawHead {
     pub recorder_seconds: f64,
     pub ooms: Vec<RawOom>,
     pub notes: Vec<String>,
+    pub rests: Vec<Rest>,
+    pub missed: Option<Missed>,
     #[serde(flatten)]
     pub model: ModelFigures,
 }
@@ -117,152 +121,357 @@ pub fn parse(text: &str, root: &str) -> Result<Trace, TraceError> {
         return Err(TraceError::Version(head.schema));
     }
     let config = AllocatorConfig::parse(&head.settings).unwrap_or_default();
-    let mut tracker = Tracker::new(config);
-    let mut t = Trace::default();
-    let (mut places, mut sites) = (Interner::new(), Interner::new());
-    let mut metas: Vec<Meta> = Vec::new();
-    // from which allocation on a thread without a remark is where
-    let mut turns: Vec<(u64, usize)> = Vec::new();
-    let mut said: Vec<Meta> = Vec::new();
-    let mut turn = 0;
-    let mut frames = Frames::new(root);
-    let mut live: HashMap<u64, (u32, bool)> = HashMap::new();
-    // which allocations were made at an address: (number among all allocations of the process, id)
-    let mut by_address: HashMap<u64, Vec<(u64, u32)>> = HashMap::new();
-    let mut tagged: Vec<Tagged> = Vec::new();
-    let mut born: Vec<Born> = Vec::new();
-    let mut count = head.first;
-    let mut whole = false;
+    let mut r = Reader::new(config, root, head.first);
     for (i, line) in lines {
         let n = i + 1;
-        let v: Vec<Value> = match serde_json::from_str(line) {
-            Ok(v) => v,
+        if let Some((kind, x)) = event(line) {
+            r.event(n, kind, x)?;
+            continue;
+        }
+        match serde_json::from_str::<Vec<Value>>(line) {
+            Ok(v) => r.line(n, &v)?,
             // a process that was killed while it wrote
             Err(_) if !text.ends_with('\n') => break,
             Err(e) => return Err(bad(n, e.to_string())),
+        }
+    }
+    if r.born.is_empty() && head.ooms.is_empty() {
+        return Err(TraceError::Empty);
+    }
+    let mut t = r.t;
+    (t.components, t.names) = classify::all(&t.places, &r.born, &r.tagged, &r.frames);
+    t.header = header(head, r.whole, &mut r.frames);
+    Ok(t)
+}
+
+/// An event's line, `["a",address,bytes,stream,remark,stack]`: most of a recording.
+fn event(line: &str) -> Option<(u8, [u64; 5])> {
+    let inner = line.strip_prefix("[\"")?.strip_suffix(']')?;
+    let (kind, rest) = inner.split_once("\",")?;
+    let [kind] = kind.as_bytes() else { return None };
+    let mut numbers = [0; 5];
+    let mut words = rest.split(',');
+    for x in &mut numbers {
+        *x = words.next()?.parse().ok()?;
+    }
+    words.next().is_none().then_some((*kind, numbers))
+}
+
+/// A block of the allocator, as it is when the recording resumes: address, bytes, bytes asked for, 1 in use or 2 (its tensor is gone, another stream
+/// still uses it), stream.
+#[derive(Deserialize)]
+struct Block(u64, u64, u64, u8, u64);
+
+/// Bytes asked for, bytes of the block, whether its tensor is gone.
+type Kind = (u64, u64, bool);
+
+impl Block {
+    fn address(&self) -> u64 {
+        self.0
+    }
+    fn bytes(&self) -> u64 {
+        self.1
+    }
+    fn kind(&self) -> Kind {
+        (self.2, self.1, self.3 == 2)
+    }
+}
+
+/// What the framework asked its allocator for, and got.
+struct Request {
+    address: u64,
+    bytes: u64,
+    block: u64,
+    stream: u64,
+    stack: u32,
+}
+
+/// A segment: address, bytes, grown piece by piece, the blocks that are not free.
+#[derive(Deserialize)]
+struct Segment(u64, u64, bool, Vec<Block>);
+
+struct Reader {
+    t: Trace,
+    config: AllocatorConfig,
+    tracker: Tracker,
+    places: Interner<Place>,
+    sites: Interner<Site>,
+    metas: Vec<Meta>,
+    /// From which allocation on a thread without a remark is where.
+    turns: Vec<(u64, usize)>,
+    said: Vec<Meta>,
+    turn: usize,
+    frames: Frames,
+    /// By address: the allocation, and whether its tensor is gone.
+    live: HashMap<u64, (u32, bool)>,
+    /// Which allocations were made at an address: (number among all allocations of the process, id).
+    by_address: HashMap<u64, Vec<(u64, u32)>>,
+    tagged: Vec<Tagged>,
+    born: Vec<Born>,
+    count: u64,
+    whole: bool,
+}
+
+impl Reader {
+    fn new(config: AllocatorConfig, root: &str, first: u64) -> Reader {
+        Reader {
+            t: Trace::default(),
+            tracker: Tracker::new(config.clone()),
+            config,
+            places: Interner::new(),
+            sites: Interner::new(),
+            metas: Vec::new(),
+            turns: Vec::new(),
+            said: Vec::new(),
+            turn: 0,
+            frames: Frames::new(root),
+            live: HashMap::new(),
+            by_address: HashMap::new(),
+            tagged: Vec::new(),
+            born: Vec::new(),
+            count: first,
+            whole: false,
+        }
+    }
+
+    /// What the recorder said of the place of an event with remark `m`.
+    fn here(&mut self, n: usize, m: u64) -> Result<&Meta, TraceError> {
+        while self
+            .turns
+            .get(self.turn + 1)
+            .is_some_and(|t| t.0 <= self.count)
+        {
+            self.turn += 1;
+        }
+        let own = self.metas.get(m as usize);
+        let here = match (own, self.turns.get(self.turn)) {
+            (Some(x), Some((from, k))) if x.nothing && *from <= self.count => self.said.get(*k),
+            _ => own,
         };
-        let kind = v.first().and_then(Value::as_str).unwrap_or_default();
+        here.ok_or_else(|| bad(n, "an unknown mark"))
+    }
+
+    fn event(&mut self, n: usize, kind: u8, x: [u64; 5]) -> Result<(), TraceError> {
+        let [address, bytes, stream, m, stack] = x;
+        match kind {
+            b'S' | b'P' => {
+                self.tracker.segment(address, bytes, kind == b'P');
+                self.t.events.push(Event::SegmentAlloc { bytes });
+            }
+            b's' | b'p' => {
+                self.tracker.unsegment(address, bytes);
+                let asked = self.metas.get(m as usize).is_some_and(|x| x.empty_cache);
+                self.t.events.push(Event::SegmentFree { bytes, asked });
+            }
+            b'a' => {
+                let meta = self.here(n, m)?;
+                let (place, line) = (meta.place.clone(), meta.line.clone());
+                let mut site = self.frames.site(stack as u32);
+                if site.source.is_empty() && !line.is_empty() {
+                    site.source = self.frames.shown(&line);
+                }
+                let place = self.frames.place(stack as u32, &place);
+                self.count += 1;
+                let block = self.tracker.alloc(address, bytes);
+                let request = Request {
+                    address,
+                    bytes,
+                    block,
+                    stream,
+                    stack: stack as u32,
+                };
+                self.begin(request, place, site);
+            }
+            b'q' => {
+                if let Some((id, gone)) = self.live.get(&address).copied()
+                    && !gone
+                {
+                    let place = self.here(n, m)?.place.clone();
+                    self.live.insert(address, (id, true));
+                    self.end(id, place);
+                }
+            }
+            b'c' => {
+                self.tracker.reusable(address);
+                if let Some((id, _)) = self.live.remove(&address) {
+                    let at_once = matches!(self.t.events.last(), Some(Event::Free { id: last, .. }) if *last == id);
+                    if !at_once {
+                        self.t.events.push(Event::Reusable { id });
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, r: Request, place: Place, site: Site) {
+        let id = self.born.len() as u32;
+        let all = self.by_address.entry(r.address).or_default();
+        all.push((self.count, id));
+        let place = self.places.get(place, &mut self.t.places);
+        let site = self.sites.get(site, &mut self.t.sites);
+        self.t.events.push(Event::Alloc {
+            id,
+            requested: r.bytes,
+            block: r.block,
+            place,
+            site,
+            stream: r.stream,
+        });
+        self.born.push(Born {
+            place,
+            requested: r.bytes,
+            block: r.block,
+            stack: r.stack,
+            ended: None,
+        });
+        self.live.insert(r.address, (id, false));
+    }
+
+    fn end(&mut self, id: u32, place: Place) {
+        let place = self.places.get(place, &mut self.t.places);
+        self.born[id as usize].ended = Some(place);
+        self.t.events.push(Event::Free { id, place });
+    }
+
+    fn line(&mut self, n: usize, v: &[Value]) -> Result<(), TraceError> {
         let number = |k: usize| v.get(k).and_then(Value::as_u64).unwrap_or(0);
         let string = |k: usize| v.get(k).and_then(Value::as_str).unwrap_or_default();
-        let m = number(4) as usize;
-        while turns.get(turn + 1).is_some_and(|t| t.0 <= count) {
-            turn += 1;
-        }
-        let here = match (metas.get(m), turns.get(turn)) {
-            (Some(x), Some((from, k))) if x.nothing && *from <= count => said.get(*k),
-            (x, _) => x,
-        };
-        match kind {
-            "M" => metas.push(meta(string(1))),
+        match string(0) {
+            "M" => self.metas.push(meta(string(1))),
             "W" => {
-                turns.push((number(1), said.len()));
-                said.push(meta(string(2)));
+                self.turns.push((number(1), self.said.len()));
+                self.said.push(meta(string(2)));
             }
-            "F" => frames.frame(string(1), number(2) as u32, string(3)),
+            "F" => self.frames.frame(string(1), number(2) as u32, string(3)),
             "K" => {
-                let ids = v.get(1).and_then(Value::as_array).cloned();
+                let ids = v.get(1).and_then(Value::as_array);
                 let ids: Vec<u32> = ids
-                    .unwrap_or_default()
-                    .iter()
+                    .into_iter()
+                    .flatten()
                     .filter_map(|x| x.as_u64())
                     .map(|x| x as u32)
                     .collect();
-                frames.stack(&ids);
-            }
-            "S" => {
-                tracker.segment(number(1), number(2), false);
-                t.events.push(Event::SegmentAlloc { bytes: number(2) });
-            }
-            "P" => {
-                tracker.segment(number(1), number(2), true);
-                t.events.push(Event::SegmentAlloc { bytes: number(2) });
-            }
-            "s" | "p" => {
-                tracker.unsegment(number(1), number(2));
-                t.events.push(Event::SegmentFree {
-                    bytes: number(2),
-                    asked: metas.get(m).is_some_and(|x| x.empty_cache),
-                });
-            }
-            "a" => {
-                let meta = here.ok_or_else(|| bad(n, "an unknown mark"))?;
-                let (address, requested) = (number(1), number(2));
-                let id = born.len() as u32;
-                count += 1;
-                by_address.entry(address).or_default().push((count, id));
-                let block = tracker.alloc(address, requested);
-                let stack = number(5) as u32;
-                let mut site = frames.site(stack);
-                if site.source.is_empty() && !meta.line.is_empty() {
-                    site.source = frames.shown(&meta.line);
-                }
-                let place = frames.place(stack, &meta.place);
-                let p = places.get(place, &mut t.places);
-                let s = sites.get(site, &mut t.sites);
-                t.events.push(Event::Alloc {
-                    id,
-                    requested,
-                    block,
-                    place: p,
-                    site: s,
-                    stream: number(3),
-                });
-                born.push(Born {
-                    place: p,
-                    requested,
-                    block,
-                    stack,
-                    ended: None,
-                });
-                live.insert(address, (id, false));
-            }
-            "q" => {
-                if let Some((id, gone)) = live.get_mut(&number(1))
-                    && !*gone
-                {
-                    *gone = true;
-                    let meta = here.ok_or_else(|| bad(n, "an unknown mark"))?;
-                    let place = places.get(meta.place.clone(), &mut t.places);
-                    born[*id as usize].ended = Some(place);
-                    t.events.push(Event::Free { id: *id, place });
-                }
-            }
-            "c" => {
-                tracker.reusable(number(1));
-                if let Some((id, _)) = live.remove(&number(1)) {
-                    let at_once = matches!(t.events.last(), Some(Event::Free { id: last, .. }) if *last == id);
-                    if !at_once {
-                        t.events.push(Event::Reusable { id });
-                    }
-                }
+                self.frames.stack(&ids);
             }
             "T" => {
-                let (upto, category) = (number(1), string(2).to_string());
-                for x in v.get(3).and_then(Value::as_array).into_iter().flatten() {
-                    let at = |k: usize| x.get(k).and_then(Value::as_u64).unwrap_or(0);
-                    let found = by_address
-                        .get(&at(0))
-                        .and_then(|all| all.iter().rev().find(|(k, _)| *k <= upto));
-                    if let Some((_, id)) = found {
-                        tagged.push(Tagged {
-                            id: *id,
-                            category: category.clone(),
-                            bytes: at(1),
-                            name: x.get(2).and_then(Value::as_str).unwrap_or("").into(),
-                        });
-                    }
-                }
+                let found = v.get(3).and_then(Value::as_array);
+                self.tags(number(1), string(2), found.map_or(&[], Vec::as_slice));
             }
-            "E" => whole = true,
+            "B" => {
+                let segments = v.get(3).cloned().unwrap_or_default();
+                let segments: Vec<Segment> =
+                    serde_json::from_value(segments).map_err(|e| bad(n, e.to_string()))?;
+                let step = v.get(2).and_then(Value::as_i64);
+                let step = step.and_then(|x| i32::try_from(x).ok()).unwrap_or(-1);
+                self.resume(number(1), step, &segments);
+            }
+            "E" => self.whole = true,
             _ => {}
         }
+        Ok(())
     }
-    if born.is_empty() && head.ooms.is_empty() {
-        return Err(TraceError::Empty);
+
+    fn tags(&mut self, upto: u64, category: &str, found: &[Value]) {
+        for x in found {
+            let at = |k: usize| x.get(k).and_then(Value::as_u64).unwrap_or(0);
+            let made = self.by_address.get(&at(0));
+            let made = made.and_then(|all| all.iter().rev().find(|(k, _)| *k <= upto));
+            if let Some((_, id)) = made {
+                self.tagged.push(Tagged {
+                    id: *id,
+                    category: category.into(),
+                    bytes: at(1),
+                    name: x.get(2).and_then(Value::as_str).unwrap_or("").into(),
+                });
+            }
+        }
     }
-    (t.components, t.names) = classify::all(&t.places, &born, &tagged, &frames);
-    t.header = header(head, whole, &mut frames);
-    Ok(t)
+
+    /// Steps that repeated were left out, and the recording resumes before allocation `count` + 1. What lives where it lived is the same; what is elsewhere
+    /// now is one of the same size (every step makes its tensors anew); the rest came or went in between.
+    fn resume(&mut self, count: u64, step: i32, segments: &[Segment]) {
+        self.count = count;
+        let before = self.tracker.reserved();
+        self.tracker = Tracker::new(self.config.clone());
+        for s in segments {
+            self.tracker.segment(s.0, s.1, s.2);
+        }
+        let blocks: Vec<&Block> = segments.iter().flat_map(|s| &s.3).collect();
+        let mut old = std::mem::take(&mut self.live);
+        let mut came: Vec<&Block> = Vec::new();
+        for b in blocks {
+            self.tracker.hold(b.address(), b.bytes());
+            match old.get(&b.address()) {
+                Some((id, gone)) if self.kind(*id, *gone) == b.kind() => {
+                    self.live.insert(b.address(), (*id, *gone));
+                    old.remove(&b.address());
+                }
+                _ => came.push(b),
+            }
+        }
+        // the youngest first, so that the oldest is taken first from the end
+        let mut ids: Vec<(u32, bool)> = old.into_values().collect();
+        ids.sort_unstable_by_key(|x| std::cmp::Reverse(x.0));
+        let mut moved: HashMap<Kind, Vec<u32>> = HashMap::new();
+        for (id, gone) in ids {
+            moved.entry(self.kind(id, gone)).or_default().push(id);
+        }
+        came.retain(|b| {
+            let Some(id) = moved.get_mut(&b.kind()).and_then(Vec::pop) else {
+                return true;
+            };
+            self.live.insert(b.address(), (id, b.kind().2));
+            let all = self.by_address.entry(b.address()).or_default();
+            all.push((count, id));
+            false
+        });
+        let place = Place {
+            step,
+            phase: "between".into(),
+            ..Place::default()
+        };
+        let mut left: Vec<(u32, bool)> = moved
+            .into_iter()
+            .flat_map(|(kind, ids)| ids.into_iter().map(move |id| (id, kind.2)))
+            .collect();
+        left.sort_unstable();
+        for (id, gone) in left {
+            if gone {
+                self.t.events.push(Event::Reusable { id });
+            } else {
+                self.end(id, place.clone());
+            }
+        }
+        match self.tracker.reserved().cmp(&before) {
+            Ordering::Greater => self.t.events.push(Event::SegmentAlloc {
+                bytes: self.tracker.reserved() - before,
+            }),
+            Ordering::Less => self.t.events.push(Event::SegmentFree {
+                bytes: before - self.tracker.reserved(),
+                asked: true,
+            }),
+            Ordering::Equal => {}
+        }
+        // blocks that only wait for another stream hold no tensor
+        for b in came.into_iter().filter(|b| !b.kind().2) {
+            let request = Request {
+                address: b.address(),
+                bytes: b.2,
+                block: b.bytes(),
+                stream: b.4,
+                stack: 0,
+            };
+            self.begin(request, place.clone(), Site::default());
+        }
+    }
+
+    /// What an allocation that moved is known again by.
+    fn kind(&self, id: u32, gone: bool) -> Kind {
+        let b = &self.born[id as usize];
+        (b.requested, b.block, gone)
+    }
 }
 
 fn header(head: RawHead, whole: bool, frames: &mut Frames) -> Header {
@@ -309,6 +518,8 @@ fn header(head: RawHead, whole: bool, frames: &mut Frames) -> Header {
         model: head.model,
         refusals,
         notes: head.notes,
+        rests: head.rests,
+        missed: head.missed,
         seconds: head.seconds,
         recorder_seconds: head.recorder_seconds,
     }

@@ -61,6 +61,32 @@ pub struct ModelFigures {
     pub buffer_bytes: u64,
 }
 
+/// Steps that made the same requests as those before them: their events are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rest {
+    /// The first step that is left out, from 0.
+    pub first: i32,
+    /// How many before it make the cycle that repeats: one, or those of several optimizers.
+    pub cycle: u32,
+    /// How many are left out.
+    pub steps: u32,
+    /// How many of them did something besides, which is gone and passed no peak.
+    pub other: u32,
+    /// The step after them was unlike, which was known when it was over: it is left out too.
+    pub broken: bool,
+}
+
+/// The allocator's peaks after a step of a [`Rest`] that passed those before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Missed {
+    pub step: i32,
+    pub allocated: u64,
+    pub reserved: u64,
+    pub requested: u64,
+}
+
 /// What the whole file is about.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -86,6 +112,11 @@ pub struct Header {
     pub model: ModelFigures,
     pub refusals: Vec<Refusal>,
     pub notes: Vec<String>,
+    /// Steps that are not among the events.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rests: Vec<Rest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missed: Option<Missed>,
     /// Seconds from CUDA's first use to the end, and those that the recorder took.
     pub seconds: f64,
     pub recorder_seconds: f64,

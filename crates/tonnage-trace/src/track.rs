@@ -53,6 +53,20 @@ impl Tracker {
         self.give_back(address, bytes);
     }
 
+    /// Bytes of all segments.
+    pub fn reserved(&self) -> u64 {
+        self.segments
+            .iter()
+            .map(|(start, (end, _))| end - start)
+            .sum()
+    }
+
+    /// A block of known size that is in use.
+    pub fn hold(&mut self, address: u64, bytes: u64) {
+        self.cut(address, bytes);
+        self.used.insert(address, bytes);
+    }
+
     /// Memory goes back to the driver.
     pub fn unsegment(&mut self, address: u64, bytes: u64) {
         if let Some((start, end, grown)) = self.segment_of(address) {
@@ -64,12 +78,13 @@ impl Tracker {
                 self.segments.insert(address + bytes, (end, grown));
             }
         }
-        let around = self
-            .free
-            .range(..=address)
-            .next_back()
-            .map(|(s, n)| (*s, *n));
-        if let Some((s, n)) = around
+        self.cut(address, bytes);
+    }
+
+    /// A free range is no longer free.
+    fn cut(&mut self, address: u64, bytes: u64) {
+        let around = self.free.range(..=address).next_back();
+        if let Some((s, n)) = around.map(|(s, n)| (*s, *n))
             && address + bytes <= s + n
         {
             self.free.remove(&s);

@@ -5,7 +5,6 @@ mod dry;
 
 use dry::{err, here, records, tonnage};
 use serde_json::Value;
-use std::process::Command;
 
 fn flags(r: &Value) -> Vec<&str> {
     r["flags"]

@@ -46,6 +46,9 @@ pub struct DryRunArgs {
     /// Give the card as much memory as the run wants, to see how much that is
     #[arg(long)]
     pub unlimited: bool,
+    /// Record every step; else steps that repeat the ones before are recorded once
+    #[arg(long)]
+    pub every_step: bool,
     /// End with our verdict (0 fits, 1 does not) instead of the script's own status
     #[arg(long)]
     pub verdict_exit: bool,
@@ -156,6 +159,7 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
         )]);
     }
     let mut results: Vec<(String, Done)> = Vec::new();
+    let all = [("TONNAGE_RECORD_ALL".to_string(), "1".to_string())];
     for (label, command) in &variants {
         let plan = Plan {
             command,
@@ -168,7 +172,7 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
             unlimited: a.unlimited,
             quiet: a.no_mark,
             aside: a.format != Format::Text,
-            env: &[],
+            env: if a.every_step { &all } else { &[] },
         };
         match run::run(&plan) {
             Ok(d) => {

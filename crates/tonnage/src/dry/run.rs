@@ -11,7 +11,7 @@ use tonnage_explain::oom::Scanner;
 use tonnage_explain::oom::log::Log;
 use tonnage_trace::Trace;
 
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 9] = [
     (
         "sitecustomize.py",
         include_str!("../../python/sitecustomize.py"),
@@ -19,6 +19,22 @@ const FILES: [(&str, &str); 5] = [
     (
         "tonnage_recorder.py",
         include_str!("../../python/tonnage_recorder.py"),
+    ),
+    (
+        "tonnage_state.py",
+        include_str!("../../python/tonnage_state.py"),
+    ),
+    (
+        "tonnage_tags.py",
+        include_str!("../../python/tonnage_tags.py"),
+    ),
+    (
+        "tonnage_writer.py",
+        include_str!("../../python/tonnage_writer.py"),
+    ),
+    (
+        "tonnage_repeat.py",
+        include_str!("../../python/tonnage_repeat.py"),
     ),
     (
         "tonnage_objects.py",
