@@ -3,7 +3,7 @@
 
 use crate::classify::{self, Born, Frames, Tagged};
 use crate::trace::{
-    Event, Figures, Header, Interner, Missed, ModelFigures, Place, Refusal, Rest, Site, Trace,
+    Event, Figures, Header, Interner, Missed, ModelFigures, Place, Refusal, Rest, Site, Sum, Trace,
     TraceError,
 };
 use crate::track::Tracker;
@@ -209,6 +209,7 @@ struct Reader {
     tagged: Vec<Tagged>,
     born: Vec<Born>,
     count: u64,
+    sum: Sum,
     whole: bool,
 }
 
@@ -230,6 +231,7 @@ impl Reader {
             tagged: Vec::new(),
             born: Vec::new(),
             count: first,
+            sum: Sum::default(),
             whole: false,
         }
     }
@@ -253,6 +255,9 @@ impl Reader {
 
     fn event(&mut self, n: usize, kind: u8, x: [u64; 5]) -> Result<(), TraceError> {
         let [address, bytes, stream, m, stack] = x;
+        if matches!(kind, b'S' | b'P' | b'a') {
+            self.amount(n, address, bytes)?;
+        }
         match kind {
             b'S' | b'P' => {
                 self.tracker.segment(address, bytes, kind == b'P');
@@ -302,6 +307,15 @@ impl Reader {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Is it a place and a size that a device can have?
+    fn amount(&mut self, n: usize, address: u64, bytes: u64) -> Result<(), TraceError> {
+        if address > 1 << 60 {
+            return Err(bad(n, format!("no address: {address}")));
+        }
+        self.sum.add(bytes).map_err(|e| bad(n, e))?;
         Ok(())
     }
 
@@ -365,6 +379,12 @@ impl Reader {
                     serde_json::from_value(segments).map_err(|e| bad(n, e.to_string()))?;
                 let step = v.get(2).and_then(Value::as_i64);
                 let step = step.and_then(|x| i32::try_from(x).ok()).unwrap_or(-1);
+                for s in &segments {
+                    self.amount(n, s.0, s.1)?;
+                    for b in &s.3 {
+                        self.amount(n, b.0, b.1.max(b.2))?;
+                    }
+                }
                 self.resume(number(1), step, &segments);
             }
             "E" => self.whole = true,

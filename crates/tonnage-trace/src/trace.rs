@@ -12,6 +12,22 @@ pub const SCHEMA: &str = "tonnage.trace/1";
 /// More allocations than this are no trace of ours.
 const MAX_IDS: u64 = 1 << 28;
 
+/// Bytes of a whole trace, so that no sum of them can be too large for its type.
+#[derive(Default)]
+pub(crate) struct Sum(u64);
+
+impl Sum {
+    /// Adds an amount; an error's text where it cannot be one.
+    pub(crate) fn add(&mut self, bytes: u64) -> Result<u64, String> {
+        self.0 = self
+            .0
+            .checked_add(bytes)
+            .filter(|s| *s <= 1 << 60)
+            .ok_or_else(|| format!("{bytes} bytes: with those before more than any device has"))?;
+        Ok(bytes)
+    }
+}
+
 /// The three figures of the allocator, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
@@ -245,6 +261,7 @@ impl Trace {
         let mut t = Trace::default();
         let (mut places, mut sites) = (Interner::new(), Interner::new());
         let mut live: HashMap<u32, bool> = HashMap::new();
+        let mut sum = Sum::default();
         for (i, line) in text.lines().enumerate() {
             let n = i + 1;
             if line.trim().is_empty() {
@@ -298,7 +315,9 @@ impl Trace {
                     if id as usize != t.components.len() {
                         return Err(bad(n, format!("allocation {id} out of order")));
                     }
-                    let requested = need("req")?;
+                    let mut amount = |x| sum.add(x).map_err(|e| bad(n, e));
+                    let requested = amount(need("req")?)?;
+                    let block = amount(number("blk").unwrap_or(requested))?;
                     let site = Site {
                         op: text("op"),
                         source: text("src"),
@@ -306,7 +325,7 @@ impl Trace {
                     t.events.push(Event::Alloc {
                         id,
                         requested,
-                        block: number("blk").unwrap_or(requested),
+                        block,
                         place: places.get(place, &mut t.places),
                         site: sites.get(site, &mut t.sites),
                         stream: number("stream").unwrap_or(0),
@@ -327,7 +346,7 @@ impl Trace {
                 }
                 "reusable" => t.events.push(Event::Reusable { id: id()? }),
                 "segment_alloc" => t.events.push(Event::SegmentAlloc {
-                    bytes: need("bytes")?,
+                    bytes: sum.add(need("bytes")?).map_err(|e| bad(n, e))?,
                 }),
                 "segment_released" | "segment_freed" => t.events.push(Event::SegmentFree {
                     bytes: need("bytes")?,
