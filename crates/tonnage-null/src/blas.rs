@@ -3,6 +3,7 @@
 use crate::missing::{done, handle};
 use crate::rt_memory::fill;
 use crate::types::*;
+use std::ffi::{CStr, c_char};
 
 /// `cublasLtMatmulHeuristicResult_t`
 #[repr(C)]
@@ -13,6 +14,23 @@ pub struct Heuristic {
     state: i32,
     waves: f32,
     reserved: [i32; 4],
+}
+
+/// The name of a `cublasStatus_t` (cuBLAS documentation, 2.2.2).
+fn status_text(status: i32) -> &'static CStr {
+    match status {
+        0 => c"CUBLAS_STATUS_SUCCESS",
+        1 => c"CUBLAS_STATUS_NOT_INITIALIZED",
+        3 => c"CUBLAS_STATUS_ALLOC_FAILED",
+        7 => c"CUBLAS_STATUS_INVALID_VALUE",
+        8 => c"CUBLAS_STATUS_ARCH_MISMATCH",
+        11 => c"CUBLAS_STATUS_MAPPING_ERROR",
+        13 => c"CUBLAS_STATUS_EXECUTION_FAILED",
+        14 => c"CUBLAS_STATUS_INTERNAL_ERROR",
+        15 => c"CUBLAS_STATUS_NOT_SUPPORTED",
+        16 => c"CUBLAS_STATUS_LICENSE_ERROR",
+        _ => c"unknown status",
+    }
 }
 
 api! {
@@ -48,6 +66,11 @@ api! {
         result.set(Heuristic::default());
         OK
     }
+    // a program that links cuBLAS without PyTorch's wheels has no real library to ask for its texts
+    fn cublasGetStatusString(status: i32) -> *const c_char { status_text(status).as_ptr() }
+    fn cublasGetStatusName(status: i32) -> *const c_char { status_text(status).as_ptr() }
+    fn cublasLtGetStatusString(status: i32) -> *const c_char { status_text(status).as_ptr() }
+    fn cublasLtGetStatusName(status: i32) -> *const c_char { status_text(status).as_ptr() }
     fn cufftCreate(plan: Out<i32>) -> i32 { plan.set((handle() & 0x7fff_ffff) as i32); OK }
     fn cufftSetAutoAllocation(_plan: i32, _on: i32) -> i32 { OK }
     fn cufftXtExec(_plan: i32) -> i32 { done() }

@@ -142,6 +142,9 @@ pub fn map_host(out: &Out<usize>, len: usize, kind: HostKind) -> i32 {
     }
     state().announce();
     state().add_host(p as usize, len, kind);
+    if kind == HostKind::Pinned {
+        state().allocated(None, "pinned", len as u64);
+    }
     out.set(p as usize);
     OK
 }

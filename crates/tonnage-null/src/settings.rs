@@ -151,6 +151,8 @@ pub struct Settings {
     pub machine: Option<Machine>,
     /// Where the report goes.
     pub report: Option<PathBuf>,
+    /// Every allocation is a line of the report.
+    pub allocations: bool,
     /// No announcement, no mark in the name.
     pub quiet: bool,
     /// Mailbox of a world of several processes.
@@ -168,6 +170,7 @@ impl Settings {
         let number = |name| var(name).and_then(|v| v.to_str()?.parse::<u32>().ok());
         let mut settings = Settings {
             report: var("TONNAGE_NULL_REPORT").map(PathBuf::from),
+            allocations: var("TONNAGE_NULL_ALLOCATIONS").is_some_and(|v| v != "0"),
             quiet: var("TONNAGE_NULL_QUIET").is_some_and(|v| v != "0"),
             world_dir: var("TONNAGE_NULL_WORLD_DIR").map(PathBuf::from),
             world: number("TONNAGE_NULL_WORLD").zip(number("TONNAGE_NULL_RANK")),

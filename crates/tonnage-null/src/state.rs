@@ -319,8 +319,22 @@ impl State {
     /// `cudaMalloc` on a visible device.
     pub fn allocate(&self, ordinal: usize, len: u64) -> Result<u64, i32> {
         match self.with(ordinal, |m| m.allocate(len))? {
-            Ok(address) => Ok(address),
+            Ok(address) => {
+                self.allocated(Some(ordinal), "device", len);
+                Ok(address)
+            }
             Err(refusal) => Err(self.refuse(ordinal, refusal)),
+        }
+    }
+
+    /// Notes an allocation, where every one is asked for. `kind` is `device`, `mapped` (physical memory for a range of addresses) or `pinned`.
+    pub fn allocated(&self, ordinal: Option<usize>, kind: &str, len: u64) {
+        if self.settings.allocations {
+            let index = ordinal.and_then(|o| self.index(o).ok());
+            self.report.line(
+                "allocated",
+                json!({"device": index, "kind": kind, "bytes": len}),
+            );
         }
     }
 

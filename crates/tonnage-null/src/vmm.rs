@@ -56,7 +56,13 @@ api! {
         let on_device = field(8) == ON_DEVICE;
         let ordinal = if on_device { field(12) as usize } else { current() };
         match state().with(ordinal, |m| m.create(n as u64, on_device)) {
-            Ok(Ok(handle)) => { h.set((ordinal as u64) << ORDINAL | handle); OK }
+            Ok(Ok(handle)) => {
+                if on_device {
+                    state().allocated(Some(ordinal), "mapped", n as u64);
+                }
+                h.set((ordinal as u64) << ORDINAL | handle);
+                OK
+            }
             Ok(Err(Some(Refusal { requested, free }))) => state().refuse(ordinal, Refusal { requested, free }),
             Ok(Err(None)) => fail(INVALID_VALUE),
             Err(e) => e,

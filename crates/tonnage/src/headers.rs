@@ -20,13 +20,18 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     HEADERS.iter().map(|h| h.0)
 }
 
-/// The model of that name.
-pub fn read(name: &str) -> Option<Gguf> {
+/// The beginning of a file of that name.
+pub fn bytes(name: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(find(name)?)
         .read_to_end(&mut bytes)
         .ok()?;
-    match header(&bytes, None) {
+    Some(bytes)
+}
+
+/// The model of that name.
+pub fn read(name: &str) -> Option<Gguf> {
+    match header(&bytes(name)?, None) {
         Ok(Progress::Done(g)) => Some(*g),
         _ => None,
     }

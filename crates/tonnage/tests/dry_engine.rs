@@ -1,5 +1,6 @@
 //! Serving engines under `dry-run`. TONNAGE_TEST_VLLM_PYTHON names a Python with vLLM 0.33 (9 GB, so continuous integration has none);
-//! without it the test of vLLM's own start says so and ends. What needs no vLLM is tested always.
+//! without it the test of vLLM's own start says so and ends. TONNAGE_TEST_LLAMA_SERVER likewise names llama.cpp's server (0.5.0) with the CUDA
+//! backend. What needs no engine is tested always.
 
 mod dry;
 
@@ -16,12 +17,11 @@ fn flags(r: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn llama_cpp_and_other_commands_of_vllm_are_refused_with_what_to_use() {
+fn other_programs_of_the_engines_are_refused_with_what_to_use() {
     for (command, says) in [
-        (
-            vec!["llama-server", "-m", "x.gguf"],
-            "estimate --gpu ID -- llama-server",
-        ),
+        (vec!["llama-bench", "-m", "x.gguf"], "only `llama-server`"),
+        (vec!["ollama", "run", "x"], "llama-server itself"),
+        (vec!["llama-server", "-hf", "a/b"], "-m FILE.gguf"),
         (vec!["vllm", "bench", "m"], "vllm serve"),
     ] {
         let o = tonnage(&[&["dry-run", "--"], command.as_slice()].concat());
@@ -121,4 +121,153 @@ fn vllm_itself_starts_on_the_null_device_and_says_its_tokens() {
         );
         assert_eq!((&v["equal"], &v["started"]), (&true.into(), &true.into()));
     }
+}
+
+/// (buffer, component) with its bytes, of an answer of `estimate`.
+fn buffers(v: &Value) -> std::collections::BTreeMap<(String, String), u64> {
+    let mut out = std::collections::BTreeMap::new();
+    for l in v["lines"].as_array().unwrap() {
+        let word = |k: &str| l[k].as_str().unwrap().to_string();
+        *out.entry((word("buffer"), word("component"))).or_insert(0) +=
+            l["bytes"].as_u64().unwrap();
+    }
+    out
+}
+
+#[test]
+fn committed_starts_of_llama_server_are_what_estimate_says() {
+    let all = records("dry-run-llama.jsonl");
+    assert!(all.len() >= 20);
+    let (mut exact, mut printed) = (0, 0);
+    for r in &all {
+        let (gpu, model, id) = (
+            r["gpu"].as_str().unwrap(),
+            r["model"].as_str().unwrap(),
+            &r["id"],
+        );
+        let count = r["gpu_count"].to_string();
+        let ask = [
+            "estimate",
+            "--gpu",
+            gpu,
+            "--gpu-count",
+            &count,
+            "--format",
+            "json",
+            "--",
+            "llama-server",
+            "-m",
+            model,
+        ];
+        let o = tonnage(&[&ask[..], flags(r).as_slice()].concat());
+        let v: Value =
+            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e} {}", err(&o)));
+        if r["fit_predicted"] == false {
+            let said = v["notes"].to_string();
+            assert!(said.contains("it is not predicted"), "{id}: {said}");
+            continue;
+        }
+        let says = &r["engine_says"];
+        if says["refusal"].is_string() {
+            assert_eq!(o.status.code(), Some(1), "{id}");
+            if let Some(m) = v["refused"]["message"].as_str() {
+                assert_eq!(m, says["refusal"].as_str().unwrap(), "{id}");
+                continue;
+            }
+        } else {
+            assert_eq!(o.status.code(), Some(0), "{id}");
+        }
+        if says["context_len"].is_u64() {
+            assert_eq!(v["cache"]["tokens"], says["context_len"], "{id}");
+        }
+        let ours = buffers(&v);
+        let theirs = r["buffers"].as_array().unwrap();
+        for b in theirs {
+            let key = (
+                b["buffer"].as_str().unwrap().to_string(),
+                b["component"].as_str().unwrap().to_string(),
+            );
+            let found = *ours
+                .get(&key)
+                .unwrap_or_else(|| panic!("{id}: no {key:?} in the estimate"));
+            match b["bytes"].as_u64() {
+                Some(n) => {
+                    assert_eq!(found, n, "{id} {key:?}");
+                    exact += 1;
+                }
+                // what CUDA does not give is known as logged
+                None => {
+                    let mib = format!("{:.2}", found as f64 / 1024.0 / 1024.0);
+                    assert_eq!(mib.parse::<f64>().unwrap(), b["mib"], "{id} {key:?}");
+                    printed += 1;
+                }
+            }
+        }
+        // nothing is foretold that the engine does not have
+        if says["refusal"].is_null() {
+            let kinds = [
+                "weights",
+                "kv_cache",
+                "recurrent_state",
+                "compute",
+                "output",
+            ];
+            let of_engine = ours
+                .iter()
+                .filter(|((_, c), n)| kinds.contains(&c.as_str()) && **n > 5242)
+                .count();
+            assert_eq!(of_engine, theirs.len(), "{id}: {ours:?}");
+        }
+    }
+    assert!(exact > 80 && printed > 15, "{exact} {printed}");
+}
+
+#[test]
+fn llama_server_itself_starts_on_the_null_device_and_says_its_buffers() {
+    let Some(server) = std::env::var("TONNAGE_TEST_LLAMA_SERVER")
+        .ok()
+        .filter(|p| !p.is_empty())
+    else {
+        eprintln!(
+            "\n!!! llama_server_itself_starts DID NOT RUN: set TONNAGE_TEST_LLAMA_SERVER to a llama-server 0.5.0 with the CUDA backend !!!\n"
+        );
+        return;
+    };
+    let mut ran = 0;
+    for r in records("dry-run-llama.jsonl")
+        .iter()
+        .filter(|r| r["test"] == true)
+    {
+        let count = r["gpu_count"].to_string();
+        let ask = [
+            "dry-run",
+            "--gpu",
+            r["gpu"].as_str().unwrap(),
+            "--gpu-count",
+            &count,
+            "--format",
+            "json",
+            "--",
+            &server,
+            "-m",
+            r["model"].as_str().unwrap(),
+        ];
+        let o = tonnage(&[&ask[..], flags(r).as_slice()].concat());
+        let v: Value =
+            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e} {}", err(&o)));
+        assert_eq!(v["equal"], true, "{} {v}", r["id"]);
+        for (now, then) in [("context_len", "context_len"), ("refusal", "refusal")] {
+            assert_eq!(v["engine_says"][now], r["engine_says"][then], "{}", r["id"]);
+        }
+        let refused = !r["engine_says"]["refusal"].is_null();
+        assert_eq!(o.status.code() == Some(0), !refused, "{}", err(&o));
+        for b in r["buffers"].as_array().unwrap() {
+            let same = |x: &&Value| x["buffer"] == b["buffer"] && x["component"] == b["component"];
+            let found = v["buffers"].as_array().unwrap().iter().find(same).unwrap();
+            assert_eq!(found["engine_bytes"], b["bytes"], "{}", r["id"]);
+            assert_eq!(found["engine_mib"], b["mib"], "{}", r["id"]);
+        }
+        ran += 1;
+    }
+    assert!(ran > 3);
 }

@@ -201,9 +201,23 @@ fn an_interrupted_script_is_told() {
 
 #[test]
 fn what_cannot_run_is_refused_in_a_sentence() {
-    let o = tonnage(&["dry-run", "--", "llama-server", "-m", "x.gguf"]);
+    let o = tonnage(&["dry-run", "--", "llama-cli", "-m", "x.gguf"]);
     assert_eq!(o.status.code(), Some(4));
     assert!(err(&o).contains("tonnage estimate"), "{}", err(&o));
+    // a server without the CUDA backend is told so, and how to get one
+    let dir = tempfile::tempdir().unwrap();
+    let server = dir.path().join("llama-server");
+    std::fs::write(
+        &server,
+        "#!/bin/sh\necho 'version: 1 (abc)'\necho 'Available devices:'\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&server, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let server = server.display().to_string();
+    let o = tonnage(&["dry-run", "--", &server, "-m", "qwen2.5-1.5b.Q4_K_M"]);
+    assert_eq!(o.status.code(), Some(4), "{}", err(&o));
+    assert!(err(&o).contains("no CUDA backend"), "{}", err(&o));
+    assert!(err(&o).contains("GGML_CUDA=ON"), "{}", err(&o));
     let o = tonnage(&["dry-run", "--gpu", "no-such-card", "--", "python3", "x.py"]);
     assert_eq!(o.status.code(), Some(2));
     let o = tonnage(&["dry-run", "--set", "batch=2", "--", "python3", "x.py"]);

@@ -168,8 +168,12 @@ pub fn llamacpp(
     }
     let all = ngl > layers;
     let most = if trained > 0 { trained } else { 1 << 20 };
+    // without a number of layers the engine's own fit would move some of them to keep 1 GiB free
     let (more, what) = match all {
-        true => (String::new(), "all layers on the device".to_string()),
+        true => (
+            " --n-gpu-layers all".to_string(),
+            "all layers on the device".to_string(),
+        ),
         false => (
             format!(" --n-gpu-layers {ngl}"),
             format!("{ngl} layers on the device"),
@@ -191,7 +195,7 @@ pub fn llamacpp(
         };
         limits.push(limit(
             "context with the experts on the host and all else on the device",
-            f.context(&s, " --cpu-moe", most)?,
+            f.context(&s, " --n-gpu-layers all --cpu-moe", most)?,
         ));
     }
     let sequences = largest(1, 256, 1, |n| {
@@ -242,7 +246,8 @@ fn quantisation(
     // the cache and graph are the same for all: what needs more is what has more bytes
     let e = largest(0, sorted.len() as u64 - 1, 1, |i| {
         let c = sorted[i as usize];
-        f.probe(&c.model, &s, format!("-m {} --ctx-size {context}", c.name))
+        let flags = format!("-m {} --ctx-size {context} --n-gpu-layers all", c.name);
+        f.probe(&c.model, &s, flags)
     })?;
     Ok(limit(
         format!("quantisation with all layers on the device at {context} tokens"),

@@ -16,10 +16,11 @@ use tonnage_core::serve::vllm_answer::Outcomes;
 use tonnage_core::verdict::Device;
 use tonnage_units::Bytes;
 
-/// Is it an engine's command? vLLM's server runs; the rest is refused with what to use.
+/// Is it an engine's command? The servers of vLLM and llama.cpp run; the rest is refused with what to use.
 pub enum Engine {
     No,
     Vllm,
+    Llama,
     Refused(Diagnostic),
 }
 
@@ -44,10 +45,19 @@ pub fn engine(words: &[String]) -> Engine {
         }
         return Engine::Vllm;
     }
-    if first.starts_with("llama-") || first == "ollama" || module.starts_with("llama_cpp") {
+    if first == "llama-server" {
+        return Engine::Llama;
+    }
+    if first.starts_with("llama-") {
         return refuse(
-            "a dry run of llama.cpp is refused: package indexes carry no build of its programs with the CUDA backend, so what the null device makes of one has not been checked",
-            "`tonnage estimate --gpu ID -- llama-server -m FILE ...` computes every buffer of it by the engine's own rules",
+            "of llama.cpp's programs only `llama-server` is run here: it waits once it has loaded its model, the others go on to compute, on zeros",
+            "give llama-server the same -m, -c, -ngl, -b, -ub, -fa and cache flags; `tonnage estimate --gpu ID -- llama-cli ...` knows the others' defaults",
+        );
+    }
+    if first == "ollama" || module.starts_with("llama_cpp") {
+        return refuse(
+            "Ollama and llama-cpp-python start llama.cpp inside themselves, with a build of their own; a dry run needs llama-server itself",
+            "`tonnage dry-run --gpu ID -- llama-server -m FILE ...`, or `tonnage estimate --gpu ID -- ollama run MODEL`",
         );
     }
     Engine::No
@@ -67,6 +77,26 @@ fn predicted(
     Ok((run, outcomes))
 }
 
+/// Flags that an engine's run has no use for.
+///
+/// # Errors
+/// Which.
+pub fn check(a: &DryRunArgs) -> Result<(), Diagnostic> {
+    if !matches!(a.format, Format::Text | Format::Json) {
+        return Err(Diagnostic::error(
+            "bad-format",
+            "an engine's dry run has the formats text and json",
+        ));
+    }
+    if a.world.is_some() || !a.set.is_empty() || a.save.is_some() {
+        return Err(Diagnostic::error(
+            "bad-command",
+            "--world, --set and --save are for scripts; an engine starts its own ranks, and what it logs is the answer",
+        ));
+    }
+    Ok(())
+}
+
 /// Runs it.
 pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
     let fail = |d: Diagnostic| {
@@ -77,19 +107,8 @@ pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
         out.complain(&[d]);
         status
     };
-    if !matches!(a.format, Format::Text | Format::Json) {
-        return fail(Diagnostic::error(
-            "bad-format",
-            "an engine's dry run has the formats text and json",
-        ));
-    }
-    if a.world.is_some() || !a.set.is_empty() || a.save.is_some() {
-        return fail(Diagnostic::error(
-            "bad-command",
-            "--world, --set and --save are for scripts; an engine starts its own ranks, and what it logs is the answer",
-        ));
-    }
-    let ready = run::platform()
+    let ready = check(a)
+        .and_then(|()| run::platform())
         .and_then(|()| crate::dry::null::library().map(|_| ()))
         .and_then(|()| run::check(&a.command, device).map(|_| ()));
     if let Err(d) = ready {
@@ -212,7 +231,7 @@ fn plain(v: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(s) => s.clone(),
         Value::Number(n) => match n.as_u64() {
-            Some(n) => tonnage_report_digits(n),
+            Some(n) => digits(n),
             None => format!("{:.2}", n.as_f64().unwrap_or(0.0)),
         },
         v => v.to_string(),
@@ -220,7 +239,7 @@ fn plain(v: &Value) -> String {
 }
 
 /// Digits in threes, as the other answers have them.
-fn tonnage_report_digits(n: u64) -> String {
+pub fn digits(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -241,7 +260,7 @@ fn text(a: &Value) -> String {
             a["model"].as_str().unwrap_or(""),
             a["engine_version"].as_str().unwrap_or(""),
             a["gpu"].as_str().unwrap_or(""),
-            tonnage_report_digits(t),
+            digits(t),
             plain(&e["max_concurrency"]),
             plain(&e["max_model_len"]),
         ),
@@ -329,6 +348,9 @@ mod tests {
         ] {
             assert!(matches!(engine(&words(c)), Engine::Vllm), "{c}");
         }
+        for c in ["llama-server -m x.gguf", "/opt/llama.cpp/llama-server -m x"] {
+            assert!(matches!(engine(&words(c)), Engine::Llama), "{c}");
+        }
         for c in [
             "python train.py",
             "python -m vllm_mine.train",
@@ -338,7 +360,8 @@ mod tests {
         }
         for c in [
             "vllm bench m",
-            "llama-server -m x.gguf",
+            "llama-bench -m x.gguf",
+            "ollama run x",
             "python -m llama_cpp.server",
         ] {
             let Engine::Refused(d) = engine(&words(c)) else {

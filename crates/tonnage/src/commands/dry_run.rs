@@ -1,6 +1,7 @@
 //! `tonnage dry-run`: the user's own script on the null device.
 
 use super::dry_engine::{self, Engine};
+use super::dry_llama;
 use crate::Status;
 use crate::args::Format;
 use crate::dry::run::{self, Done, Plan};
@@ -140,6 +141,7 @@ pub fn run(a: &DryRunArgs, out: &Output) -> Status {
     match dry_engine::engine(&a.command) {
         Engine::No => {}
         Engine::Vllm => return dry_engine::run(a, &device, out),
+        Engine::Llama => return dry_llama::run(a, &device, out),
         Engine::Refused(d) => return fail(d),
     }
     let ready = run::platform()

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod diff;
 pub mod doctor;
 pub mod dry_engine;
+pub mod dry_llama;
 pub mod dry_run;
 pub mod estimate;
 pub mod explain;

@@ -12,6 +12,7 @@ use tonnage_core::serve::Serving;
 use tonnage_core::serve::command::llamacpp::{Llama, Tool};
 use tonnage_core::serve::command::vllm::Vllm;
 use tonnage_core::serve::command::{self, Command};
+use tonnage_core::serve::llamacpp::fit::fit;
 use tonnage_core::serve::llamacpp::{self, Error};
 use tonnage_core::serve::llamacpp_answer::{Question, answer};
 use tonnage_core::serve::sglang;
@@ -140,6 +141,8 @@ pub struct LlamaRun {
     pub name: String,
     pub cards: Vec<Device>,
     pub notes: Vec<String>,
+    /// The engine's own fit will do what is not predicted.
+    pub fit_unknown: bool,
 }
 
 impl LlamaRun {
@@ -176,10 +179,37 @@ impl LlamaRun {
             name,
             cards,
             notes,
+            fit_unknown: false,
         })
     }
 
+    /// What the engine's own fit makes of what was not given, with these cards.
+    fn fit(&mut self) {
+        let Some(r) = self.command.fit_request() else {
+            return;
+        };
+        if self.cards.is_empty() {
+            return;
+        }
+        match fit(&self.model, &self.command.settings, &r) {
+            Ok(Some(f)) => self.command.fitted(&f),
+            Ok(None) => {
+                self.fit_unknown = true;
+                self.notes.push("the engine's own fit (--fit on) may lower the context and move layers or experts to the host; for several devices and for experts it is not predicted: `tonnage dry-run -- llama-server ...` shows it".into());
+            }
+            // the answer says what is refused
+            Err(_) => {}
+        }
+    }
+
+    /// The answer for the settings as the engine's fit makes them.
     pub fn answer(&mut self) -> Result<Serving, Failed> {
+        self.fit();
+        self.answer_as_set()
+    }
+
+    /// The answer for the settings as they are.
+    pub fn answer_as_set(&self) -> Result<Serving, Failed> {
         let l = &self.command;
         let q = Question {
             model: self.name.clone(),

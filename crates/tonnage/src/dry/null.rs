@@ -66,6 +66,31 @@ pub fn folder(at: &Path, library: &Path) -> std::io::Result<PathBuf> {
     Ok(dir)
 }
 
+/// The libraries of CUDA that programs without PyTorch's wheels are linked to, by their names in the folder: such a program does not even load
+/// where they are missing.
+///
+/// # Errors
+/// What the file system says.
+pub fn with_cuda(dir: &Path) -> std::io::Result<()> {
+    let library = dir.join(NAMES[0]).canonicalize()?;
+    let versions = [("cudart", "11.0"), ("cublas", "11"), ("cublasLt", "11")]
+        .into_iter()
+        .chain(["12", "13"].into_iter().flat_map(|v| {
+            ["cudart", "cublas", "cublasLt"]
+                .into_iter()
+                .map(move |n| (n, v))
+        }))
+        .chain([("nccl", "2")]);
+    for (name, version) in versions {
+        let to = dir.join(format!("lib{name}.so.{version}"));
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&library, to)?;
+        #[cfg(not(unix))]
+        std::fs::copy(&library, to).map(|_| ())?;
+    }
+    Ok(())
+}
+
 /// The device file for `count` cards of a kind. `unlimited` gives the card far more memory than it has, to see what a run wants.
 ///
 /// # Errors
@@ -111,6 +136,16 @@ pub struct Used {
     pub peak_allocated: u64,
 }
 
+/// One allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// None: pinned memory of the host.
+    pub device: Option<u64>,
+    /// Physical memory for reserved addresses, as pools grow by.
+    pub mapped: bool,
+    pub bytes: u64,
+}
+
 /// What the reports say.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -120,6 +155,8 @@ pub struct Report {
     /// What is inferred where a library's figure is not public; each once.
     pub inferred: Vec<String>,
     pub any: bool,
+    /// Every allocation that succeeded, where that was asked for.
+    pub allocations: Vec<Allocation>,
     /// A library has no code for the card.
     pub no_kernels: bool,
 }
@@ -183,6 +220,11 @@ fn read(text: &str) -> Report {
                 }
             }
             "start" => r.any = true,
+            "allocated" => r.allocations.push(Allocation {
+                device: v.get("device").and_then(Value::as_u64),
+                mapped: v.get("kind").and_then(Value::as_str) == Some("mapped"),
+                bytes: number(&v, "bytes"),
+            }),
             _ => {}
         }
     }
@@ -200,6 +242,8 @@ mod tests {
 {"event":"no-kernels","pid":7,"device":0,"message":"no kernels for 6.1"}
 {"event":"no-kernels","pid":8,"device":0,"message":"no kernels for 6.1"}
 {"event":"inferred","pid":7,"what":"cudnn-rnn","message":"a least"}
+{"event":"allocated","pid":7,"device":0,"kind":"device","bytes":160}
+{"event":"allocated","pid":7,"device":null,"kind":"pinned","bytes":32}
 {"event":"exit","pid":7,"devices":[{"device":0,"peak_bytes":560,"peak_allocated_bytes":160}]}
 {"event":"peak","pid":8,"dev"#;
         let r = read(text);
@@ -208,5 +252,7 @@ mod tests {
         assert_eq!(r.used[0].peak_allocated, 160);
         assert_eq!(r.messages, ["no kernels for 6.1"]);
         assert_eq!(r.inferred, ["a least"]);
+        let places: Vec<_> = r.allocations.iter().map(|a| (a.device, a.bytes)).collect();
+        assert_eq!(places, [(Some(0), 160), (None, 32)]);
     }
 }

@@ -1,17 +1,11 @@
 //! vLLM's own server on the null device: it is started as it is, what it logs of its memory is read, and it is ended once it has started.
 
+use super::watch::{Listener, watch};
 use super::{null, run};
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Instant;
 use tonnage_core::Diagnostic;
-
-/// How long an ended server has to leave by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the server's log says. Figures as printed (GiB with two digits, tokens exact).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,10 +50,10 @@ fn whole(text: &str) -> Option<u64> {
     text[..end].replace(',', "").parse().ok()
 }
 
-impl Said {
-    /// Reads one line of the log. Lines are vLLM 0.33's: `gpu/model_runner.py` ("Model loading took"), `gpu_worker.py` ("Available KV cache
+impl Listener for Said {
+    /// Lines are vLLM 0.33's: `gpu/model_runner.py` ("Model loading took"), `gpu_worker.py` ("Available KV cache
     /// memory"), `core/kv_cache_utils.py` ("GPU KV cache size"), uvicorn's ("Application startup complete").
-    pub fn line(&mut self, line: &str) {
+    fn line(&mut self, line: &str) {
         if let Some(t) = line.strip_prefix("tonnage: ") {
             if !self.replaced.iter().any(|x| x == t) {
                 self.replaced.push(t.into());
@@ -104,6 +98,10 @@ impl Said {
                 .map(Into::into);
         }
         self.complete |= line.contains("Application startup complete");
+    }
+
+    fn complete(&self) -> bool {
+        self.complete
     }
 }
 
@@ -173,7 +171,7 @@ pub fn run(plan: &run::Plan, model: &str) -> Result<Done, Diagnostic> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let started = Instant::now();
-    let (said, code) = watch(c, &plan.command[0])?;
+    let (said, code) = watch::<Said>(c, &plan.command[0])?;
     Ok(Done {
         said,
         code,
@@ -181,100 +179,6 @@ pub fn run(plan: &run::Plan, model: &str) -> Result<Done, Diagnostic> {
         seconds: started.elapsed().as_secs_f64(),
         added,
     })
-}
-
-/// Every line of a stream, as text.
-fn lines(from: impl std::io::Read + Send + 'static, to: mpsc::Sender<String>) {
-    std::thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut bytes = Vec::new();
-        while let Ok(n) = from.read_until(b'\n', &mut bytes) {
-            if n == 0 {
-                break;
-            }
-            let _ = to.send(String::from_utf8_lossy(&bytes).into_owned());
-            bytes.clear();
-        }
-    });
-}
-
-#[cfg(unix)]
-fn watch(mut c: Command, name: &str) -> Result<(Said, i32), Diagnostic> {
-    use rustix::process::{Pid, Signal, kill_process_group};
-    use std::os::unix::process::{CommandExt, ExitStatusExt};
-    let io = |e: std::io::Error| Diagnostic::error("unavailable", e.to_string());
-    // a group of its own, so that its workers can be ended with it; a terminal's interrupt then comes to us alone
-    let mut child = c
-        .process_group(0)
-        .spawn()
-        .map_err(|e| Diagnostic::error("no-command", format!("{name}: {e}")))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for s in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
-        let _ = signal_hook::flag::register(s, Arc::clone(&stop));
-    }
-    let (to, from) = mpsc::channel();
-    if let Some(s) = child.stdout.take() {
-        lines(s, to.clone());
-    }
-    if let Some(s) = child.stderr.take() {
-        lines(s, to);
-    }
-    let mut said = Said::default();
-    let take = |said: &mut Said, line: String| {
-        let _ = std::io::stderr().write_all(line.as_bytes());
-        said.line(line.trim_end());
-    };
-    let mut ended = None;
-    while !said.complete && !stop.load(Ordering::Relaxed) {
-        match from.recv_timeout(Duration::from_millis(200)) {
-            Ok(line) => take(&mut said, line),
-            Err(RecvTimeoutError::Timeout) => {
-                ended = child.try_wait().map_err(io)?;
-                if ended.is_some() {
-                    break;
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    let group = Pid::from_child(&child);
-    let ours = said.complete && ended.is_none();
-    if ended.is_none() && (ours || stop.load(Ordering::Relaxed)) {
-        let _ = kill_process_group(group, Signal::TERM);
-    }
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(s) = ended.or(child.try_wait().map_err(io)?) {
-            break s;
-        }
-        if begun.elapsed() > PATIENCE {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        while let Ok(line) = from.try_recv() {
-            take(&mut said, line);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
-    // workers that outlive their parent
-    let _ = kill_process_group(group, Signal::KILL);
-    while let Ok(line) = from.recv_timeout(Duration::from_millis(300)) {
-        take(&mut said, line);
-    }
-    let code = match (ours, status.code()) {
-        (true, _) => 0,
-        (false, Some(c)) => c,
-        (false, None) => 128 + status.signal().unwrap_or(0),
-    };
-    Ok((said, code))
-}
-
-#[cfg(not(unix))]
-fn watch(_: Command, _: &str) -> Result<(Said, i32), Diagnostic> {
-    Err(Diagnostic::error("unavailable", "dry runs need Linux"))
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use super::{Command, Given, Group, Role, Syntax, Takes, count, quoted, unsupported, usage};
 use crate::doc::Diagnostic;
 use crate::serve::answer::Chosen;
+use crate::serve::llamacpp::fit::{Fitted, Request};
 use crate::serve::llamacpp::{FlashAttention, Load, Settings};
-use tonnage_units::GgmlType;
+use tonnage_units::{Bytes, GgmlType};
 
 /// Which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,10 @@ pub struct Llama {
     pub layers_given: bool,
     /// `--fit on` (the default).
     pub fit: bool,
+    /// `--fit-target`: bytes to be left free on a device.
+    pub fit_target: u64,
+    /// `--fit-ctx`: least context of a stream.
+    pub fit_context: u64,
     pub chosen: Vec<Chosen>,
     pub not_memory: Vec<String>,
     /// Flags of the launch command beside the model.
@@ -73,6 +78,53 @@ impl Llama {
         if let Some(c) = self.chosen.iter_mut().find(|c| c.name == "--ctx-size") {
             c.value = self.settings.context_len.to_string();
             c.from = "Ollama's default for this much device memory (OLLAMA_CONTEXT_LENGTH)".into();
+        }
+    }
+
+    /// What the engine's own fit is asked for; None: `--fit off`, or Ollama, whose server gets its context and layers given.
+    pub fn fit_request(&self) -> Option<Request> {
+        (self.fit && self.tool != Tool::Ollama).then_some(Request {
+            context_given: self.context_given && self.settings.context_len > 0,
+            full_context: self.context_given && self.settings.context_len == 0,
+            layers_given: self.layers_given,
+            margin: self.fit_target,
+            context_min: self.fit_context,
+        })
+    }
+
+    /// Takes over what the fit made of context and layers.
+    pub fn fitted(&mut self, f: &Fitted) {
+        self.settings.context_len = f.context_len;
+        self.settings.gpu_layers = f.gpu_layers;
+        let margin = Bytes(self.fit_target);
+        let mut set = |name: &str, value: u64, from: String| {
+            if let Some(c) = self.chosen.iter_mut().find(|c| c.name == name) {
+                (c.value, c.from) = (value.to_string(), from);
+            }
+        };
+        match f.context_from {
+            Some(most) => {
+                let from = format!("--fit: of {most}, so that {margin} stay free");
+                set("--ctx-size", f.context_len, from);
+            }
+            None if !self.context_given => {
+                let from = "--fit: as long as it was trained, for each sequence".into();
+                set("--ctx-size", f.context_len, from);
+            }
+            None => {}
+        }
+        if let Some(all) = f.layers_of {
+            let from = format!("--fit: of {all}, so that {margin} stay free");
+            set("--n-gpu-layers", f.gpu_layers, from);
+            self.notes.push(format!(
+                "the engine's own fit (--fit on) leaves {} of {all} layers on the host, where they are much slower; `-ngl all` asks for the device alone",
+                all - f.gpu_layers
+            ));
+        }
+        if f.given_up {
+            self.notes.push(format!(
+                "the engine's own fit wants {margin} free and gives up: -ngl forbids to leave layers on the host; it tries to start all the same"
+            ));
         }
     }
 
@@ -183,6 +235,8 @@ fn start(tool: Tool) -> Llama {
         context_given: false,
         layers_given: false,
         fit: true,
+        fit_target: 1 << 30,
+        fit_context: 4096,
         chosen: vec![],
         not_memory: vec![],
         flags: vec![],
@@ -231,10 +285,6 @@ pub fn parse(tool: Tool, words: &[&str]) -> Result<Command, Diagnostic> {
         _ if s.embeddings => 0,
         _ => s.n_seq,
     };
-    if s.embeddings {
-        l.notes
-            .push("unverified: no recorded run of the server in embedding mode".into());
-    }
     describe(&mut l, slots.is_some());
     Ok(Command::Llama(Box::new(l)))
 }
@@ -336,7 +386,12 @@ fn read(
             "off" => l.fit = false,
             _ => return Err(one_of("on, off")),
         },
-        "--fit-target" | "--fit-ctx" => {}
+        // of several values the first is the first device's
+        "--fit-target" => {
+            let mib = v.split([',', '/']).next().unwrap_or(v);
+            l.fit_target = count(&g.typed, mib)? << 20;
+        }
+        "--fit-ctx" => l.fit_context = number()?,
         other => return Err(unsupported(format!("llama.cpp with {other}"), "others are")),
     }
     if keep {

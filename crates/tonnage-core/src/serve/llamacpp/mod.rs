@@ -7,6 +7,7 @@
 pub mod build;
 pub mod cache;
 mod error;
+pub mod fit;
 pub mod ggml;
 pub mod hparams;
 mod prefill;
