@@ -80,12 +80,16 @@ fn no_kernels(function: usize, arch: u32) {
     let has: Vec<String> = has.iter().map(ToString::to_string).collect();
     let capability = format!("{}.{}", arch / 10, arch % 10);
     let name = library.rsplit('/').next().unwrap_or("").to_string();
-    let message = format!(
-        "{name} (torch {}) has no kernels for capability {capability}: it has {}. {}",
-        torch::version(),
-        has.join(", "),
-        wheels::advice(arch)
-    );
+    let has_all = has.join(", ");
+    let message = match torch::version() {
+        torch::NONE => format!(
+            "{name} has no kernels for capability {capability}: it has {has_all}. A build that has: -DCMAKE_CUDA_ARCHITECTURES={arch}"
+        ),
+        version => format!(
+            "{name} (torch {version}) has no kernels for capability {capability}: it has {has_all}. {}",
+            wheels::advice(arch)
+        ),
+    };
     say(&message);
     state().report.line(
         "no-kernels",

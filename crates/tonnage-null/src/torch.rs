@@ -21,7 +21,10 @@ pub fn loaded_libraries() -> Vec<PathBuf> {
     paths
 }
 
-/// Version of the loaded torch, such as `2.11.0+cu130`; "no torch" where none is loaded.
+/// The version of none.
+pub const NONE: &str = "no torch";
+
+/// Version of the loaded torch, such as `2.11.0+cu130`; [`NONE`] where none is loaded.
 pub fn version() -> &'static str {
     static VERSION: OnceLock<String> = OnceLock::new();
     if let Some(v) = VERSION.get() {
@@ -39,7 +42,7 @@ pub fn version() -> &'static str {
     match found {
         Some(v) => VERSION.get_or_init(|| v),
         // Not remembered: torch may be loaded later.
-        None => "no torch",
+        None => NONE,
     }
 }
 

@@ -59,7 +59,7 @@ pub struct DryRunArgs {
     /// Form of the output; the script's own goes to standard error where it is not text
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// The command: python train.py ..., torchrun ..., accelerate launch ...
+    /// The command: python train.py ..., torchrun ..., accelerate launch ..., vllm serve ..., llama-server ...
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }

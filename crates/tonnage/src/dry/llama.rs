@@ -304,6 +304,8 @@ fn prepare(plan: &run::Plan, at: &Path) -> Result<(std::process::Command, PathBu
     }
     std::fs::write(at.join("devices.json"), machine.to_string()).map_err(io)?;
     c.env_remove("TONNAGE_RECORD_DIR")
+        // where it aborts, its own message is enough
+        .env("GGML_NO_BACKTRACE", "1")
         .env("TONNAGE_NULL_ALLOCATIONS", "1");
     Ok((c, report))
 }
@@ -345,6 +347,9 @@ pub fn run(plan: &run::Plan, model: &str) -> Result<Done, Diagnostic> {
         said.refusal = None;
     }
     let report = null::report(&report);
+    if report.no_kernels {
+        (said.complete, said.refusal) = (false, report.messages.first().cloned());
+    }
     exact(&mut said.buffers, &report.allocations);
     Ok(Done {
         said,
