@@ -94,11 +94,7 @@ api! {
     fn cudaGetDriverEntryPointByVersion(name: Text, out: Out<usize>, _version: u32, _flags: u64, status: Out<i32>) -> i32 { entry_point(name.get(), &out, &status); OK }
     fn cuGetProcAddress(name: Text, out: Out<usize>, _version: i32, _flags: u64) -> i32 { entry_point(name.get(), &out, &Out::at(0)) }
     fn cuGetProcAddress_v2(name: Text, out: Out<usize>, _version: i32, _flags: u64, status: Out<i32>) -> i32 { entry_point(name.get(), &out, &status) }
-    fn cuGetExportTable(table: Out<usize>, _id: usize) -> i32 {
-        // The driver's private tables: profilers ask for them and go without.
-        table.set(0);
-        NOT_SUPPORTED
-    }
+    fn cuGetExportTable(table: Out<usize>, id: usize) -> i32 { table.set(0); crate::missing::private_table(id) }
 
     fn cuInit(_flags: u32) -> i32 { if state().count() == 0 { NO_DEVICE } else { OK } }
     fn cuDriverGetVersion(v: Out<i32>) -> i32 { v.set(driver_version()); OK }

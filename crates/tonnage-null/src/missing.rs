@@ -8,7 +8,7 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 static SAID: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
 static LATEST: Mutex<Option<&'static CStr>> = Mutex::new(None);
@@ -23,13 +23,7 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
             "{symbol} is not part of the null CUDA device (torch {torch}); the call was refused{}",
             hint(symbol)
         );
-        state().announce();
-        say(&message);
-        state().report.line(
-            "missing-symbol",
-            json!({"symbol": symbol, "torch": torch, "message": message}),
-        );
-        explain(&message);
+        refused(symbol, &message);
     }
     match code {
         // the driver's functions (cuX...) do not touch the runtime's last error
@@ -38,6 +32,39 @@ pub fn call(symbol: &'static str, code: i32) -> i32 {
         3000 if real(c"cudnnBackendPopulateCudaGraph").is_none() => 9,
         _ => code,
     }
+}
+
+/// Says a refusal, to the user, the report and the framework's own error.
+fn refused(symbol: &str, message: &str) {
+    state().announce();
+    say(message);
+    state().report.line(
+        "missing-symbol",
+        json!({"symbol": symbol, "torch": torch::version(), "message": message}),
+    );
+    explain(message);
+}
+
+/// Which of the driver's private tables a CUDA runtime needs, as libcudart.so.12 and .13 hold it; profilers ask for others and go without.
+const RUNTIME_TABLE: [u8; 16] = [
+    0x6b, 0xd5, 0xfb, 0x6c, 0x5b, 0xf4, 0xe7, 0x4a, 0x89, 0x87, 0xd9, 0x39, 0x12, 0xfd, 0x9d, 0xf9,
+];
+
+/// No private table of the driver is there. The name of the wanted one lies in the library that asks.
+pub fn private_table(id: usize) -> i32 {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    if Out::<[u8; 16]>::at(id).get() == Some(RUNTIME_TABLE) && !ASKED.swap(true, Relaxed) {
+        let library = torch::library_of(id);
+        let name = library.rsplit('/').next().unwrap_or("");
+        refused(
+            "cuGetExportTable",
+            &format!(
+                "{name} has a CUDA runtime of its own built in, which needs unpublished tables of the driver (cuGetExportTable); \
+                 the null CUDA device does not have them, and what this library launches is refused"
+            ),
+        );
+    }
+    NOT_SUPPORTED
 }
 
 /// `cu` and a capital letter: the driver's naming.

@@ -185,6 +185,12 @@ fn refusals_name_themselves() {
         "cudaCreateTextureObject"
     );
     assert_eq!(event(&lines, "missing-symbol")["torch"], "no torch");
+    let tables = lines.iter().filter(|l| l["symbol"] == "cuGetExportTable");
+    let tables: Vec<_> = tables.map(|l| l["message"].as_str().unwrap()).collect();
+    assert!(
+        tables.len() == 1 && tables[0].starts_with("library-"),
+        "once, with the library that asks: {tables:?}"
+    );
     assert_eq!(event(&lines, "unsupported")["what"], "cudaIpc");
 }
 
@@ -218,6 +224,14 @@ fn case_refusals() {
         801
     );
     assert!(text(801).contains("between processes"), "{}", text(801));
+    // what a CUDA runtime inside a library asks for, and what a profiler might
+    static RUNTIME: [u8; 16] = *b"\x6b\xd5\xfb\x6c\x5b\xf4\xe7\x4a\x89\x87\xd9\x39\x12\xfd\x9d\xf9";
+    static OTHER: [u8; 16] = [7; 16];
+    let table: extern "C" fn(*mut usize, *const [u8; 16]) -> c_int = l.call("cuGetExportTable");
+    for id in [&OTHER, &RUNTIME, &RUNTIME] {
+        let mut found = 7;
+        assert_eq!((table(&mut found, id), found), (801, 0));
+    }
 }
 
 #[test]

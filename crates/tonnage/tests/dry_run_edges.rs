@@ -262,3 +262,29 @@ fn one_rank_of_many() {
     );
     assert!(f["job"].as_str().unwrap().contains("rank 5 of 64"));
 }
+
+/// Kernels of packages outside torch, each where it is installed: the script itself checks what they allocate.
+#[test]
+fn kernels_of_other_packages() {
+    let Some(p) = python("kernels_of_other_packages") else {
+        return;
+    };
+    for package in ["xformers", "liger", "sage", "fla"] {
+        let o = tonnage(&[
+            "dry-run",
+            "--gpu",
+            "a100-sxm4-80gb",
+            "--",
+            &p,
+            &script("kernels.py"),
+            package,
+        ]);
+        let text = out(&o);
+        if err(&o).contains("is not installed") {
+            eprintln!("!!! {package} is not installed: its kernels DID NOT RUN !!!");
+            continue;
+        }
+        assert!(o.status.success(), "{text}\n{}", err(&o));
+        assert!(text.contains(&format!("{package} ran")), "{text}");
+    }
+}
