@@ -164,7 +164,7 @@ fn committed_starts_of_llama_server_are_what_estimate_says() {
             serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e} {}", err(&o)));
         if r["fit_predicted"] == false {
             let said = v["notes"].to_string();
-            assert!(said.contains("it is not predicted"), "{id}: {said}");
+            assert!(said.contains("which is not predicted"), "{id}: {said}");
             continue;
         }
         let says = &r["engine_says"];

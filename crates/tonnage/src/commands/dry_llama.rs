@@ -376,7 +376,7 @@ fn text(a: &Value) -> String {
         }
         (Value::Bool(true), _) => "equal: every buffer".into(),
         (Value::Null, _) if a["started"] == true => {
-            "not comparable: what its fit does with several devices, and with experts, the estimate has no rule for".into()
+            "not comparable: what its fit does with experts, the estimate has no rule for".into()
         }
         (Value::Null, _) => "nothing to compare".into(),
         _ if !e["refusal"].is_null() => "they disagree: the estimate says that it fits".into(),

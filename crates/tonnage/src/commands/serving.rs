@@ -195,7 +195,7 @@ impl LlamaRun {
             Ok(Some(f)) => self.command.fitted(&f),
             Ok(None) => {
                 self.fit_unknown = true;
-                self.notes.push("the engine's own fit (--fit on) may lower the context and move layers or experts to the host; for several devices and for experts it is not predicted: `tonnage dry-run -- llama-server ...` shows it".into());
+                self.notes.push("the engine's own fit (--fit on) would move experts to the host, which is not predicted: `tonnage dry-run -- llama-server ...` shows it".into());
             }
             // the answer says what is refused
             Err(_) => {}

@@ -96,6 +96,15 @@ impl Llama {
     pub fn fitted(&mut self, f: &Fitted) {
         self.settings.context_len = f.context_len;
         self.settings.gpu_layers = f.gpu_layers;
+        if let Some(split) = &f.tensor_split {
+            self.settings.tensor_split = Some(split.clone());
+            let split: Vec<String> = split.iter().map(ToString::to_string).collect();
+            self.chosen.push(Chosen {
+                name: "--tensor-split".into(),
+                value: split.join(","),
+                from: "--fit: layers of each device, from the last to the first".into(),
+            });
+        }
         let margin = Bytes(self.fit_target);
         let mut set = |name: &str, value: u64, from: String| {
             if let Some(c) = self.chosen.iter_mut().find(|c| c.name == name) {
@@ -123,7 +132,7 @@ impl Llama {
         }
         if f.given_up {
             self.notes.push(format!(
-                "the engine's own fit wants {margin} free and gives up: -ngl forbids to leave layers on the host; it tries to start all the same"
+                "the engine's own fit wants {margin} free and gives up: -ngl (or -ts) forbids to move layers; it tries to start all the same"
             ));
         }
     }
