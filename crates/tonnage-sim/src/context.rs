@@ -29,13 +29,36 @@ pub struct DeviceModel {
     pub kernel: crate::kernels::KernelDevice,
 }
 
-/// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
-fn workspace_bytes(device: &crate::kernels::KernelDevice) -> u64 {
-    if device.is_sm90() {
-        33_554_432
-    } else {
-        8_519_680
+/// What holds memory for cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp; verified by groundtruth/torch-versions.jsonl).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BlasWorkspaces {
+    /// To torch 2.11: each thread keeps one for cuBLAS and one for cuBLASLt, from the first product on.
+    #[default]
+    Apart,
+    /// 2.12 to 2.14: cuBLASLt uses the one that is kept for cuBLAS (unified_cublas_and_lt_workspaces).
+    Shared,
+    /// From 2.15: every product has its own while it runs (isCUDABlasWorkspaceCachingEnabled).
+    PerProduct,
+}
+
+impl BlasWorkspaces {
+    /// What a version of torch does, by its first two numbers.
+    pub fn of_torch(version: (u32, u32)) -> BlasWorkspaces {
+        match version {
+            v if v >= (2, 15) => BlasWorkspaces::PerProduct,
+            v if v >= (2, 12) => BlasWorkspaces::Shared,
+            _ => BlasWorkspaces::Apart,
+        }
     }
+}
+
+/// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
+fn workspace_bytes(rule: BlasWorkspaces, device: &crate::kernels::KernelDevice) -> u64 {
+    let large = match rule {
+        BlasWorkspaces::Apart => device.is_sm90(),
+        _ => (9..=12).contains(&device.capability.0),
+    };
+    if large { 33_554_432 } else { 8_519_680 }
 }
 
 /// The cuBLASLt workspace, as above.
@@ -57,6 +80,7 @@ pub struct CxInner {
     pub(crate) backward_thread: Cell<bool>,
     workspaces: [RefCell<Option<Tensor>>; 2],
     lt_workspaces: [RefCell<Option<Tensor>>; 2],
+    blas: Cell<BlasWorkspaces>,
     pub(crate) accumulate: Accumulate,
     pub(crate) device: DeviceModel,
     /// What is asked of the card, where it is noted.
@@ -95,6 +119,7 @@ impl Cx {
             backward_thread: Cell::new(false),
             workspaces: Default::default(),
             lt_workspaces: Default::default(),
+            blas: Cell::default(),
             accumulate,
             device,
             asked: RefCell::default(),
@@ -187,30 +212,46 @@ impl Cx {
 
     // ---- workspaces -------------------------------------------------------------------------------------------------
 
-    /// A cuBLAS call: the (thread's handle, stream) workspace is made at its first use and stays
-    /// (torch 2.11, aten/src/ATen/cuda/CublasHandlePool.cpp).
+    /// Whose workspaces products use: said before the first one.
+    pub fn set_blas_workspaces(&self, rule: BlasWorkspaces) {
+        self.0.blas.set(rule);
+    }
+
+    /// A cuBLAS call: the (thread's handle, stream) workspace is made at its first use and stays, or is this product's own
+    /// (aten/src/ATen/cuda/CublasHandlePool.cpp).
     #[inline]
     pub fn gemm(&self) {
-        let i = self.0.backward_thread.get() as usize;
-        if self.0.workspaces[i].borrow().is_none() && !self.0.muted.get() {
-            let steps = self.script((), |(), card| Steps::block(workspace_bytes(card)));
+        let rule = self.0.blas.get();
+        let kept = &self.0.workspaces[self.0.backward_thread.get() as usize];
+        if kept.borrow().is_none() && !self.0.muted.get() {
+            let steps = self.script(rule, |rule, card| {
+                Steps::block(workspace_bytes(*rule, card))
+            });
             let bytes = steps.peak_temporary_bytes();
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
             self.note_played(&steps, std::iter::once(t.storage.id));
             self.tag(&t, Category::Workspace);
-            *self.0.workspaces[i].borrow_mut() = Some(t);
+            if rule != BlasWorkspaces::PerProduct {
+                *kept.borrow_mut() = Some(t);
+            }
         }
     }
 
-    /// A cuBLASLt call (addmm with a bias epilogue).
+    /// A cuBLASLt call (addmm with a bias epilogue), with the handle of cuBLAS.
     #[inline]
     pub fn gemm_lt(&self) {
-        let i = self.0.backward_thread.get() as usize;
-        if self.0.lt_workspaces[i].borrow().is_none() && !self.0.muted.get() {
+        let rule = self.0.blas.get();
+        if rule != BlasWorkspaces::PerProduct {
+            self.gemm();
+        }
+        let kept = &self.0.lt_workspaces[self.0.backward_thread.get() as usize];
+        if rule != BlasWorkspaces::Shared && kept.borrow().is_none() && !self.0.muted.get() {
             let bytes = LT_WORKSPACE_BYTES;
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
             self.tag(&t, Category::Workspace);
-            *self.0.lt_workspaces[i].borrow_mut() = Some(t);
+            if rule != BlasWorkspaces::PerProduct {
+                *kept.borrow_mut() = Some(t);
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use tonnage_sim::OpId;
 use tonnage_sim::alloc::AllocatorConfig;
 use tonnage_sim::asked::Asked;
 use tonnage_sim::checkpoint::Recompute;
-use tonnage_sim::context::DeviceModel;
+use tonnage_sim::context::{BlasWorkspaces, DeviceModel};
 use tonnage_sim::timeline::{Phase, Timeline};
 use tonnage_sim::work::OpWork;
 use tonnage_sim::{Cx, ScalarType};
@@ -158,6 +158,8 @@ fn run(
         },
         spec.accumulate,
     );
+    let torch = spec.stack.torch;
+    cx.set_blas_workspaces(BlasWorkspaces::of_torch((torch.0, torch.1)));
     cx.count_work(note == Note::Work);
     if note == Note::Questions {
         cx.note_questions();

@@ -81,9 +81,10 @@ fn kernel(cx: &Cx, op: OpId, shape: Shape, a: &Tensor, b: &Tensor, lt: bool) -> 
     let second = copy(cx, b);
     let first = copy(cx, a);
     cx.matmul_work(op, a, b, &y);
-    cx.gemm();
     if lt {
         cx.gemm_lt();
+    } else {
+        cx.gemm();
     }
     drop(first);
     drop(second);
