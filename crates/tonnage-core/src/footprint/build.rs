@@ -2,19 +2,21 @@
 
 use super::analysis::{Analysis, analyse};
 use super::classify::{Component, Modules, component, pattern};
-use super::swings::{device_swings, levels, shown, swings, with};
+use super::swings::{Swung, Widest, device_swings, levels, swings};
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::error::CoreError;
 use crate::infer::kv_cache_bytes;
 use crate::job::{DEFAULT_GPU, Job, Origin, kernel_device};
 use crate::spec::{Spec, Work};
-use crate::train::{Simulated, simulate_until_repeat};
+use crate::train::{Simulated, simulate_noting, simulate_until_repeat};
 use crate::verdict::{Device, Present, Verdict, verdict};
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::Gpus;
 use tonnage_model::adapt::quant;
 use tonnage_model::{arch, describe};
+use tonnage_sim::asked::Asked;
+use tonnage_sim::kernels::KernelDevice;
 
 /// What to work out besides the footprint.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +106,43 @@ pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), V
     Ok((sim, a))
 }
 
+/// A job's run, which may be that of other cards too.
+pub(super) struct Ran {
+    kernel: KernelDevice,
+    asked: Box<Asked>,
+    pub(super) sim: Simulated,
+    pub(super) analysis: Analysis,
+}
+
+impl Ran {
+    /// Simulates a job on a card and notes what it asks of the card.
+    pub(super) fn of(job: &Job, device: &Device) -> Result<Ran, Vec<Diagnostic>> {
+        let spec = job.spec(&device.gpu)?;
+        let config = job
+            .allocator()
+            .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+        let (sim, asked) = simulate_noting(&spec, &config).map_err(|e| failed(job, e))?;
+        Ok(Ran {
+            kernel: spec.device,
+            asked,
+            analysis: analyse(&sim, &config),
+            sim,
+        })
+    }
+
+    /// Allocated and reserved bytes at the highest.
+    pub(super) fn peak(&self) -> (u64, u64) {
+        (self.analysis.peak.allocated, self.analysis.peak.reserved)
+    }
+
+    /// Does the job make the same requests on this card? A card of other kernels whose answers are the same is no other run
+    /// (`crates/tonnage-plan/tests/asked.rs` compares such runs event by event).
+    fn is_run_of(&self, device: &Device) -> bool {
+        kernel_device(&device.gpu)
+            .is_ok_and(|k| k == self.kernel || self.asked.on(&k).is_some_and(|p| p.is_empty()))
+    }
+}
+
 /// The footprint of a job.
 ///
 /// # Errors
@@ -119,18 +158,21 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
         Some(p) if options.gpus.find(&p.gpu).is_ok_and(|g| g.id == here.gpu.id) => here.as_it_is(p),
         _ => here,
     };
-    let (sim, a) = run(job, &here)?;
-    let (swings, low, high) = if options.expected_only {
-        (Vec::new(), None, None)
+    let ran = Ran::of(job, &here)?;
+    let swung = if options.expected_only {
+        Swung::default()
     } else {
-        swings(job, &here, &a)
+        swings(job, &here, ran.peak())
     };
-    let mut f = base(job, &here, stated.is_some(), &sim, &a);
+    let mut f = base(job, &here, stated.is_some(), &ran.sim, &ran.analysis);
     f.kv_cache = kv_cache(&job.spec(&here.gpu)?);
-    levels(&mut f, &here, &a, low, high);
-    f.uncertainties = swings;
+    levels(&mut f, &here, ran.peak(), swung.low, swung.high);
+    f.uncertainties = swung.each;
     device_swings(&mut f, &here);
-    verdicts(&mut f, job, &here, options, (&sim, &a))?;
+    let ran = verdicts(&mut f, job, &here, options, ran, swung.widest)?;
+    let Ran {
+        sim, analysis: a, ..
+    } = ran;
     let worst = f
         .verdicts
         .iter()
@@ -380,8 +422,9 @@ fn verdicts(
     job: &Job,
     here: &Device,
     options: &Options,
-    (sim, a): (&Simulated, &Analysis),
-) -> Result<(), Vec<Diagnostic>> {
+    expected: Ran,
+    widest: Option<Widest>,
+) -> Result<Ran, Vec<Diagnostic>> {
     let stated = f.gpu_stated;
     let config = job
         .allocator()
@@ -394,29 +437,18 @@ fn verdicts(
     {
         names.insert(0, here.gpu.id.clone());
     }
-    // the alternatives of what swings most are cases of their own
-    let widest = f
-        .uncertainties
-        .iter()
-        .find(|s| job.uncertain.iter().any(|u| u.key == s.key));
-    let cases: Vec<(String, Job)> = widest
-        .and_then(|s| {
-            job.uncertain
-                .iter()
-                .find(|u| u.key == s.key)
-                .map(|u| (s, u))
-        })
-        .map(|(s, u)| {
-            let name = |v: &str| format!("{} {v}", s.key.rsplit('.').next().unwrap_or(&s.key));
-            std::iter::once((name(&s.expected), job.clone()))
-                .chain(
-                    u.values
-                        .iter()
-                        .filter_map(|v| Some((name(&shown(v)), with(job, &u.key, v).ok()?))),
-                )
-                .collect()
-        })
-        .unwrap_or_else(|| vec![("expected".into(), job.clone())]);
+    // the alternatives of what swings most are cases of their own; each with the runs that are known
+    let mut cases: Vec<(String, Job, Vec<Ran>)> = Vec::new();
+    match widest {
+        None => cases.push(("expected".into(), job.clone(), vec![expected])),
+        Some(w) => {
+            let name = |v: &str| format!("{} {v}", w.key.rsplit('.').next().unwrap_or(&w.key));
+            cases.push((name(&w.expected), job.clone(), vec![expected]));
+            for (value, j, ran) in w.alternatives {
+                cases.push((name(&value), j, vec![ran]));
+            }
+        }
+    }
     for name in names {
         let mut d = options.device(&name)?;
         if d.gpu.id == here.gpu.id {
@@ -426,22 +458,24 @@ fn verdicts(
             gpu: d.gpu.id.clone(),
             cases: Vec::new(),
         };
-        for (i, (case, j)) in cases.iter().enumerate() {
-            // cards of the same kernels make the same events
-            let same = matches!((kernel_device(&d.gpu), kernel_device(&here.gpu)), (Ok(x), Ok(y)) if x == y);
-            let v: Verdict = if i == 0 && same {
-                verdict(sim, &config, &d, a.peak.reserved)
-            } else {
-                match run(j, &d) {
-                    Ok((s, b)) => verdict(&s, &config, &d, b.peak.reserved),
+        for (i, (case, j, runs)) in cases.iter_mut().enumerate() {
+            let known = match runs.iter().position(|r| r.is_run_of(&d)) {
+                Some(k) => k,
+                None => match Ran::of(j, &d) {
+                    Ok(r) => {
+                        runs.push(r);
+                        runs.len() - 1
+                    }
                     Err(e) if i == 0 => return Err(e),
                     // an alternative that cannot be simulated is named among the uncertainties
                     Err(_) => continue,
-                }
+                },
             };
+            let r = &runs[known];
+            let v: Verdict = verdict(&r.sim, &config, &d, r.peak().1);
             row.cases.push((case.clone(), v));
         }
         f.verdicts.push(row);
     }
-    Ok(())
+    Ok(cases.swap_remove(0).2.swap_remove(0))
 }

@@ -1,7 +1,6 @@
 //! How far the peaks swing: each uncertain setting alone and all together, and what the device level leaves open.
 
-use super::analysis::Analysis;
-use super::build::run;
+use super::build::{Ran, run};
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::job::{Job, Origin, Uncertain};
@@ -10,12 +9,11 @@ use crate::verdict::Device;
 pub(super) fn levels(
     f: &mut Footprint,
     here: &Device,
-    a: &Analysis,
+    e: (u64, u64),
     low: Option<(u64, u64)>,
     high: Option<(u64, u64)>,
 ) {
     let (ol, oe, oh) = here.outside();
-    let e = (a.peak.allocated, a.peak.reserved);
     let low = low.unwrap_or(e);
     let high = high.unwrap_or(e);
     f.peak = Levels {
@@ -69,21 +67,51 @@ fn current(job: &Job, key: &str) -> String {
 
 type Pair = Option<(u64, u64)>;
 
-/// Each uncertain setting alone, then the lowest values of all together, and the highest.
-pub(super) fn swings(job: &Job, here: &Device, a: &Analysis) -> (Vec<Swing>, Pair, Pair) {
-    let e = (a.peak.allocated, a.peak.reserved);
+/// The setting that swings most, with the runs of its alternatives.
+pub(super) struct Widest {
+    pub key: String,
+    pub expected: String,
+    pub alternatives: Vec<(String, Job, Ran)>,
+    width: u64,
+}
+
+/// What the uncertain settings do.
+#[derive(Default)]
+pub(super) struct Swung {
+    pub each: Vec<Swing>,
+    /// Allocated and reserved bytes of the lowest and the highest that was found.
+    pub low: Pair,
+    pub high: Pair,
+    pub widest: Option<Widest>,
+}
+
+impl Swung {
+    fn lower(&mut self, e: (u64, u64), p: (u64, u64)) {
+        let q = self.low.unwrap_or(e);
+        self.low = Some((q.0.min(p.0), q.1.min(p.1)));
+    }
+
+    fn higher(&mut self, e: (u64, u64), p: (u64, u64)) {
+        let q = self.high.unwrap_or(e);
+        self.high = Some((q.0.max(p.0), q.1.max(p.1)));
+    }
+}
+
+/// Each uncertain setting alone, then the lowest values of all together, and the highest. `e`: allocated and reserved bytes as expected.
+pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64)) -> Swung {
     let (mut low_job, mut high_job) = (job.clone(), job.clone());
     let (mut lowers, mut highers) = (0, 0);
-    let mut extremes: (Pair, Pair) = (None, None);
-    let mut out = Vec::new();
+    let mut out = Swung::default();
     for Uncertain { key, values, why } in &job.uncertain {
         let mut alternatives = Vec::new();
+        let mut runs = Vec::new();
         let (mut least, mut most) = (e, e);
         let (mut to_low, mut to_high) = (None, None);
         for v in values {
-            match with(job, key, v).and_then(|j| run(&j, here)) {
-                Ok((_, b)) => {
-                    let p = (b.peak.allocated, b.peak.reserved);
+            let tried = with(job, key, v).and_then(|j| Ok((Ran::of(&j, here)?, j)));
+            match tried {
+                Ok((ran, j)) => {
+                    let p = ran.peak();
                     if p.1 < least.1 {
                         (least, to_low) = (p, Some(v));
                     }
@@ -96,6 +124,7 @@ pub(super) fn swings(job: &Job, here: &Device, a: &Analysis) -> (Vec<Swing>, Pai
                         reserved_bytes: Some(p.1),
                         unsupported: None,
                     });
+                    runs.push((shown(v), j, ran));
                 }
                 Err(d) => alternatives.push(Alternative {
                     value: shown(v),
@@ -115,43 +144,38 @@ pub(super) fn swings(job: &Job, here: &Device, a: &Analysis) -> (Vec<Swing>, Pai
         };
         lean(&mut low_job, &mut lowers, to_low);
         lean(&mut high_job, &mut highers, to_high);
-        let widen = |slot: &mut Pair, p: (u64, u64), less: bool| {
-            let q = slot.unwrap_or(e);
-            *slot = Some(if less {
-                (q.0.min(p.0), q.1.min(p.1))
-            } else {
-                (q.0.max(p.0), q.1.max(p.1))
+        out.lower(e, least);
+        out.higher(e, most);
+        let width = most.1 - least.1;
+        if out.widest.as_ref().is_none_or(|w| width > w.width) {
+            out.widest = Some(Widest {
+                key: key.clone(),
+                expected: current(job, key),
+                alternatives: runs,
+                width,
             });
-        };
-        widen(&mut extremes.0, least, true);
-        widen(&mut extremes.1, most, false);
-        out.push(Swing {
+        }
+        out.each.push(Swing {
             key: key.clone(),
             why: why.clone(),
             expected: current(job, key),
             alternatives,
-            width_bytes: most.1 - least.1,
+            width_bytes: width,
             share_pct: 0.0,
         });
     }
     // together they can reach further than each alone
-    for (target, n, slot, less) in [
-        (&low_job, lowers, &mut extremes.0, true),
-        (&high_job, highers, &mut extremes.1, false),
-    ] {
-        if n > 1
-            && let Ok((_, b)) = run(target, here)
-        {
-            let q = slot.unwrap_or(e);
-            let p = (b.peak.allocated, b.peak.reserved);
-            *slot = Some(if less {
-                (q.0.min(p.0), q.1.min(p.1))
-            } else {
-                (q.0.max(p.0), q.1.max(p.1))
-            });
-        }
+    if lowers > 1
+        && let Ok((_, b)) = run(&low_job, here)
+    {
+        out.lower(e, (b.peak.allocated, b.peak.reserved));
     }
-    (out, extremes.0, extremes.1)
+    if highers > 1
+        && let Ok((_, b)) = run(&high_job, here)
+    {
+        out.higher(e, (b.peak.allocated, b.peak.reserved));
+    }
+    out
 }
 
 pub(super) fn device_swings(f: &mut Footprint, here: &Device) {
