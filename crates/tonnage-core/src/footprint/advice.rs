@@ -2,6 +2,7 @@
 
 use super::Advice;
 use super::build::run;
+use super::spread::spread;
 use crate::doc::Value;
 use crate::job::{Job, Origin};
 use crate::verdict::{Device, verdict};
@@ -102,40 +103,37 @@ fn edits(job: &Job) -> Vec<Edit> {
 }
 
 /// Simulates the edits; the largest saving first. Edits that cannot be simulated are left out.
-pub fn advise(job: &Job, here: &Device, verdicts: bool, now: u64) -> Vec<Advice> {
+pub fn advise(job: &Job, here: &Device, verdicts: bool, now: u64, threads: usize) -> Vec<Advice> {
     let mut base = job.clone();
     base.uncertain.clear();
-    let mut out: Vec<Advice> = edits(&base)
-        .into_iter()
-        .filter_map(|e| {
-            let mut j = base.clone();
-            for (k, v) in &e.set {
-                j.set(k, v.clone(), Origin::Flag).ok()?;
-            }
-            let (sim, a) = run(&j, here).ok()?;
-            let outcome = verdicts
-                .then(|| {
-                    j.allocator()
-                        .ok()
-                        .map(|c| verdict(&sim, &c, here, a.peak.reserved).outcome.name())
-                })
-                .flatten();
-            Some(Advice {
-                edit: e.what,
-                flags: e
-                    .set
-                    .iter()
-                    .map(|(k, v)| flag(k, v))
-                    .collect::<Vec<_>>()
-                    .join(" "),
-                saves_bytes: i64::try_from(i128::from(now) - i128::from(a.peak.reserved))
-                    .unwrap_or(0),
-                keeps_effective_batch: j.effective_batch() == job.effective_batch(),
-                cost: e.cost.into(),
-                outcome,
+    let tried = spread(threads, &edits(&base), |e| {
+        let mut j = base.clone();
+        for (k, v) in &e.set {
+            j.set(k, v.clone(), Origin::Flag).ok()?;
+        }
+        let (sim, a) = run(&j, here).ok()?;
+        let outcome = verdicts
+            .then(|| {
+                j.allocator()
+                    .ok()
+                    .map(|c| verdict(&sim, &c, here, a.peak.reserved).outcome.name())
             })
+            .flatten();
+        Some(Advice {
+            edit: e.what.clone(),
+            flags: e
+                .set
+                .iter()
+                .map(|(k, v)| flag(k, v))
+                .collect::<Vec<_>>()
+                .join(" "),
+            saves_bytes: i64::try_from(i128::from(now) - i128::from(a.peak.reserved)).unwrap_or(0),
+            keeps_effective_batch: j.effective_batch() == job.effective_batch(),
+            cost: e.cost.into(),
+            outcome,
         })
-        .collect();
+    });
+    let mut out: Vec<Advice> = tried.into_iter().flatten().collect();
     out.sort_by_key(|a| std::cmp::Reverse(a.saves_bytes));
     out
 }

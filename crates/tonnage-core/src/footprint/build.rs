@@ -32,6 +32,8 @@ pub struct Options {
     pub expected_only: bool,
     /// Where cards are looked up: the built-in catalog, or with the user's own cards.
     pub gpus: Gpus,
+    /// How many threads may simulate at once; 0 or 1: the caller's own alone.
+    pub threads: usize,
 }
 
 impl Options {
@@ -109,19 +111,24 @@ pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), V
 /// A job's run, which may be that of other cards too.
 pub(super) struct Ran {
     kernel: KernelDevice,
-    asked: Box<Asked>,
+    asked: Option<Box<Asked>>,
     pub(super) sim: Simulated,
     pub(super) analysis: Analysis,
 }
 
 impl Ran {
-    /// Simulates a job on a card and notes what it asks of the card.
+    /// Simulates a job on a card, and where the job names other cards notes what it asks of this one.
     pub(super) fn of(job: &Job, device: &Device) -> Result<Ran, Vec<Diagnostic>> {
         let spec = job.spec(&device.gpu)?;
         let config = job
             .allocator()
             .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
-        let (sim, asked) = simulate_noting(&spec, &config).map_err(|e| failed(job, e))?;
+        let run = if job.texts("verdict.gpus").is_empty() {
+            simulate_until_repeat(&spec, &config).map(|sim| (sim, None))
+        } else {
+            simulate_noting(&spec, &config).map(|(sim, asked)| (sim, Some(asked)))
+        };
+        let (sim, asked) = run.map_err(|e| failed(job, e))?;
         Ok(Ran {
             kernel: spec.device,
             asked,
@@ -138,8 +145,11 @@ impl Ran {
     /// Does the job make the same requests on this card? A card of other kernels whose answers are the same is no other run
     /// (`crates/tonnage-plan/tests/asked.rs` compares such runs event by event).
     fn is_run_of(&self, device: &Device) -> bool {
-        kernel_device(&device.gpu)
-            .is_ok_and(|k| k == self.kernel || self.asked.on(&k).is_some_and(|p| p.is_empty()))
+        let same = |k: &KernelDevice| {
+            let patch = self.asked.as_ref().and_then(|a| a.on(k));
+            patch.is_some_and(|p| p.is_empty())
+        };
+        kernel_device(&device.gpu).is_ok_and(|k| k == self.kernel || same(&k))
     }
 }
 
@@ -162,7 +172,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
     let swung = if options.expected_only {
         Swung::default()
     } else {
-        swings(job, &here, ran.peak())
+        swings(job, &here, ran.peak(), options.threads)
     };
     let mut f = base(job, &here, stated.is_some(), &ran.sim, &ran.analysis);
     f.kv_cache = kv_cache(&job.spec(&here.gpu)?);
@@ -182,7 +192,13 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
     if options.advice
         || (stated.is_some() && worst.is_some_and(|o| o != crate::verdict::Outcome::Fits))
     {
-        f.advice = advice::advise(job, &here, stated.is_some(), a.peak.reserved);
+        f.advice = advice::advise(
+            job,
+            &here,
+            stated.is_some(),
+            a.peak.reserved,
+            options.threads,
+        );
     }
     Ok(Estimate {
         footprint: f,

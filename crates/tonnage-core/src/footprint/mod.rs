@@ -5,6 +5,7 @@ pub mod analysis;
 mod build;
 pub mod classify;
 mod peaks;
+mod spread;
 mod swings;
 pub mod wheels;
 

@@ -1,6 +1,7 @@
 //! How far the peaks swing: each uncertain setting alone and all together, and what the device level leaves open.
 
 use super::build::{Ran, run};
+use super::spread::spread;
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::job::{Job, Origin, Uncertain};
@@ -98,7 +99,16 @@ impl Swung {
 }
 
 /// Each uncertain setting alone, then the lowest values of all together, and the highest. `e`: allocated and reserved bytes as expected.
-pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64)) -> Swung {
+pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64), threads: usize) -> Swung {
+    let all: Vec<(&str, &Value)> = job
+        .uncertain
+        .iter()
+        .flat_map(|u| u.values.iter().map(|v| (u.key.as_str(), v)))
+        .collect();
+    let tried = spread(threads, &all, |(key, v)| {
+        with(job, key, v).and_then(|j| Ok((Ran::of(&j, here)?, j)))
+    });
+    let mut tried = tried.into_iter();
     let (mut low_job, mut high_job) = (job.clone(), job.clone());
     let (mut lowers, mut highers) = (0, 0);
     let mut out = Swung::default();
@@ -107,8 +117,7 @@ pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64)) -> Swung {
         let mut runs = Vec::new();
         let (mut least, mut most) = (e, e);
         let (mut to_low, mut to_high) = (None, None);
-        for v in values {
-            let tried = with(job, key, v).and_then(|j| Ok((Ran::of(&j, here)?, j)));
+        for (v, tried) in values.iter().zip(tried.by_ref()) {
             match tried {
                 Ok((ran, j)) => {
                     let p = ran.peak();
@@ -165,15 +174,16 @@ pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64)) -> Swung {
         });
     }
     // together they can reach further than each alone
-    if lowers > 1
-        && let Ok((_, b)) = run(&low_job, here)
-    {
-        out.lower(e, (b.peak.allocated, b.peak.reserved));
+    let both = [(&low_job, lowers), (&high_job, highers)];
+    let found = spread(threads, &both, |(j, n)| {
+        let (_, a) = (*n > 1).then(|| run(j, here).ok()).flatten()?;
+        Some((a.peak.allocated, a.peak.reserved))
+    });
+    if let Some(p) = found[0] {
+        out.lower(e, p);
     }
-    if highers > 1
-        && let Ok((_, b)) = run(&high_job, here)
-    {
-        out.higher(e, (b.peak.allocated, b.peak.reserved));
+    if let Some(p) = found[1] {
+        out.higher(e, p);
     }
     out
 }

@@ -43,6 +43,7 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         }
     };
     let options = Options {
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
         gpu,
         present,
         advice: a.advice,
