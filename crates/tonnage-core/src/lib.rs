@@ -16,6 +16,7 @@ pub mod train;
 pub mod validate;
 pub mod verdict;
 pub mod verified;
+pub mod workers;
 
 pub use doc::Diagnostic;
 pub use error::CoreError;

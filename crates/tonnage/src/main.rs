@@ -14,6 +14,7 @@ mod observed;
 mod output;
 mod prediction;
 mod tui;
+mod workers;
 
 use clap::Parser;
 use mimalloc::MiMalloc;

@@ -2,10 +2,10 @@
 
 use super::Advice;
 use super::build::run;
-use super::spread::spread;
 use crate::doc::Value;
 use crate::job::{Job, Origin};
 use crate::verdict::{Device, verdict};
+use crate::workers::Crew;
 
 struct Edit {
     what: String,
@@ -103,10 +103,10 @@ fn edits(job: &Job) -> Vec<Edit> {
 }
 
 /// Simulates the edits; the largest saving first. Edits that cannot be simulated are left out.
-pub fn advise(job: &Job, here: &Device, verdicts: bool, now: u64, threads: usize) -> Vec<Advice> {
+pub fn advise(job: &Job, here: &Device, verdicts: bool, now: u64, workers: Crew) -> Vec<Advice> {
     let mut base = job.clone();
     base.uncertain.clear();
-    let tried = spread(threads, &edits(&base), |e| {
+    let tried = workers.each_of(&edits(&base), |e| {
         let mut j = base.clone();
         for (k, v) in &e.set {
             j.set(k, v.clone(), Origin::Flag).ok()?;

@@ -11,6 +11,7 @@ use crate::job::{DEFAULT_GPU, Job, Origin, kernel_device};
 use crate::spec::{Spec, Work};
 use crate::train::{Simulated, simulate_noting, simulate_until_repeat};
 use crate::verdict::{Device, Present, Verdict, verdict};
+use crate::workers::Crew;
 use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::Gpus;
 use tonnage_model::adapt::quant;
@@ -32,8 +33,8 @@ pub struct Options {
     pub expected_only: bool,
     /// Where cards are looked up: the built-in catalog, or with the user's own cards.
     pub gpus: Gpus,
-    /// How many threads may simulate at once; 0 or 1: the caller's own alone.
-    pub threads: usize,
+    /// Who simulates the alternatives.
+    pub workers: Crew,
 }
 
 impl Options {
@@ -172,7 +173,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
     let swung = if options.expected_only {
         Swung::default()
     } else {
-        swings(job, &here, ran.peak(), options.threads)
+        swings(job, &here, ran.peak(), options.workers)
     };
     let mut f = base(job, &here, stated.is_some(), &ran.sim, &ran.analysis);
     f.kv_cache = kv_cache(&job.spec(&here.gpu)?);
@@ -197,7 +198,7 @@ pub fn estimate(job: &Job, options: &Options) -> Result<Estimate, Vec<Diagnostic
             &here,
             stated.is_some(),
             a.peak.reserved,
-            options.threads,
+            options.workers,
         );
     }
     Ok(Estimate {

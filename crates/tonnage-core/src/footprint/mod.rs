@@ -5,7 +5,6 @@ pub mod analysis;
 mod build;
 pub mod classify;
 mod peaks;
-mod spread;
 mod swings;
 pub mod wheels;
 

@@ -1,11 +1,11 @@
 //! How far the peaks swing: each uncertain setting alone and all together, and what the device level leaves open.
 
 use super::build::{Ran, run};
-use super::spread::spread;
 use super::*;
 use crate::doc::{Diagnostic, Value};
 use crate::job::{Job, Origin, Uncertain};
 use crate::verdict::Device;
+use crate::workers::Crew;
 
 pub(super) fn levels(
     f: &mut Footprint,
@@ -99,13 +99,13 @@ impl Swung {
 }
 
 /// Each uncertain setting alone, then the lowest values of all together, and the highest. `e`: allocated and reserved bytes as expected.
-pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64), threads: usize) -> Swung {
+pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64), workers: Crew) -> Swung {
     let all: Vec<(&str, &Value)> = job
         .uncertain
         .iter()
         .flat_map(|u| u.values.iter().map(|v| (u.key.as_str(), v)))
         .collect();
-    let tried = spread(threads, &all, |(key, v)| {
+    let tried = workers.each_of(&all, |(key, v)| {
         with(job, key, v).and_then(|j| Ok((Ran::of(&j, here)?, j)))
     });
     let mut tried = tried.into_iter();
@@ -175,7 +175,7 @@ pub(super) fn swings(job: &Job, here: &Device, e: (u64, u64), threads: usize) ->
     }
     // together they can reach further than each alone
     let both = [(&low_job, lowers), (&high_job, highers)];
-    let found = spread(threads, &both, |(j, n)| {
+    let found = workers.each_of(&both, |(j, n)| {
         let (_, a) = (*n > 1).then(|| run(j, here).ok()).flatten()?;
         Some((a.peak.allocated, a.peak.reserved))
     });

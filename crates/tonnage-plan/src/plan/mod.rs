@@ -112,20 +112,7 @@ impl Progress for Silent {
     }
 }
 
-/// Runs parts of the search; the caller has the threads.
-pub trait Workers: Sync {
-    /// Calls `f` once for each number below `n`, in any order, and returns when all are done.
-    fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync));
-}
-
-/// One after the other.
-pub struct Sequential;
-
-impl Workers for Sequential {
-    fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync)) {
-        (0..n).for_each(f);
-    }
-}
+pub use tonnage_core::workers::{Sequential, Workers};
 
 /// A setting, simulated in full on the card.
 #[derive(Clone, Debug, Serialize)]

@@ -4,7 +4,9 @@ use crate::Status;
 use crate::args::{CompareArgs, Format};
 use crate::jobs;
 use crate::output::Output;
+use crate::workers::Threads;
 use tonnage_core::footprint::{Options, estimate};
+use tonnage_core::workers::Crew;
 use tonnage_core::{Diagnostic, Job};
 use tonnage_report::table::{self, Comparison, Entry};
 
@@ -83,6 +85,7 @@ pub fn run(a: &CompareArgs, out: &Output) -> Status {
                 advice: false,
                 expected_only: true,
                 gpus: out.catalogs.gpus.clone(),
+                workers: Crew(&Threads),
             };
             let footprint = estimate(&job, &options)
                 .map(|e| e.footprint)

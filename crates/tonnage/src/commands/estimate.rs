@@ -4,10 +4,12 @@ use crate::Status;
 use crate::args::{EstimateArgs, Format, LevelsProfile, Method};
 use crate::jobs;
 use crate::output::Output;
+use crate::workers::Threads;
 use tonnage_core::agi2_compat;
 use tonnage_core::footprint::{Options, estimate};
 use tonnage_core::job::to_toml;
 use tonnage_core::verdict::Outcome;
+use tonnage_core::workers::Crew;
 use tonnage_report::{csv, explain, json, markdown, svg, text};
 
 pub fn run(a: &EstimateArgs, out: &Output) -> Status {
@@ -43,7 +45,7 @@ pub fn run(a: &EstimateArgs, out: &Output) -> Status {
         }
     };
     let options = Options {
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        workers: Crew(&Threads),
         gpu,
         present,
         advice: a.advice,

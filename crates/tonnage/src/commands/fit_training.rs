@@ -145,7 +145,7 @@ fn chosen(a: &FitArgs, out: &Output) -> Result<Vec<Gpu>, Failed> {
 fn parallel(job: &Job, classes: &[Class]) -> Result<Vec<Row>, Vec<Diagnostic>> {
     let mut alike: Vec<&Class> = classes.iter().collect();
     alike.sort_by_key(|c| c.kernel.capability);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = crate::workers::threads();
     let parts = alike.chunks(alike.len().div_ceil(threads).max(1));
     let done: Vec<_> = std::thread::scope(|s| {
         let rows = |part: &[&Class]| over::rows(job, part.iter().copied());
@@ -366,7 +366,7 @@ fn memory(a: &FitArgs, out: &Output) -> Result<(String, bool), Failed> {
         }
     };
     std::thread::scope(|s| {
-        for _ in 1..std::thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 1..crate::workers::threads() {
             s.spawn(work);
         }
         work();

@@ -4,13 +4,14 @@ use crate::Status;
 use crate::args::SettingFlags;
 use crate::jobs;
 use crate::output::Output;
+use crate::workers::Threads;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tonnage_core::Diagnostic;
-use tonnage_plan::plan::{self, Allow, Margin, Objective, Options, Progress, Workers};
+use tonnage_plan::plan::{self, Allow, Margin, Objective, Options, Progress};
 use tonnage_plan::report;
 use tonnage_report::json;
 
@@ -74,31 +75,6 @@ pub enum PlanFormat {
     Json,
     Md,
     Csv,
-}
-
-/// One thread a core.
-pub struct Threads;
-
-impl Workers for Threads {
-    fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync)) {
-        let threads = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(n);
-        let next = AtomicUsize::new(0);
-        std::thread::scope(|s| {
-            for _ in 0..threads {
-                s.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        if i >= n {
-                            break;
-                        }
-                        f(i);
-                    }
-                });
-            }
-        });
-    }
 }
 
 /// A bar on standard error, where that is a terminal and the search is long; Ctrl-C ends the search, not the program.

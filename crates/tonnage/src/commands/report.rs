@@ -1,13 +1,15 @@
 //! `tonnage report`: what if, in one file.
 
-use super::plan::{Bar, Threads};
+use super::plan::Bar;
 use crate::Status;
 use crate::args::SettingFlags;
 use crate::jobs;
 use crate::output::Output;
+use crate::workers::Threads;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use tonnage_core::footprint::{Options, estimate};
+use tonnage_core::workers::Crew;
 use tonnage_core::{Diagnostic, Job};
 use tonnage_plan::cards::{self, Here, Tried, largest::largest};
 use tonnage_plan::plan;
@@ -148,6 +150,7 @@ fn make(a: &ReportArgs, out: &Output, job: &Job) -> Result<WhatIf, Vec<Diagnosti
         gpu: a.gpu.clone(),
         advice: true,
         gpus: out.catalogs.gpus.clone(),
+        workers: Crew(&Threads),
         ..Options::default()
     };
     let footprint = estimate(job, &options)?.footprint;

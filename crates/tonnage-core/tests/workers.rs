@@ -3,6 +3,7 @@
 use tonnage_core::doc::Doc;
 use tonnage_core::footprint::{Options, estimate};
 use tonnage_core::job::read_job;
+use tonnage_core::workers::{Crew, Workers};
 
 fn example() -> tonnage_core::Job {
     let path = concat!(
@@ -13,21 +14,33 @@ fn example() -> tonnage_core::Job {
     read_job(&Doc::parse("deepseek-qlora.toml", &text).unwrap()).unwrap()
 }
 
+struct Four;
+
+impl Workers for Four {
+    fn each(&self, n: usize, f: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|s| {
+            for k in 0..4 {
+                s.spawn(move || (k..n).step_by(4).for_each(f));
+            }
+        });
+    }
+}
+
 #[test]
 fn one_thread_and_many_say_the_same() {
-    let said = |threads| {
+    let said = |workers| {
         let options = Options {
-            threads,
+            workers,
             advice: true,
             ..Options::default()
         };
         let e = estimate(&example(), &options).unwrap();
         serde_json::to_value(&e.footprint).unwrap()
     };
-    let one = said(1);
+    let one = said(Crew::default());
     assert!(one["uncertainties"].as_array().unwrap().len() >= 5);
     assert!(!one["advice"].as_array().unwrap().is_empty());
-    assert_eq!(one, said(4));
+    assert_eq!(one, said(Crew(&Four)));
 }
 
 /// Six cards of other kernels, two cases: each verdict is that of the card asked for alone.
