@@ -32,7 +32,10 @@ pub struct DeviceModel {
 /// What holds memory for cuBLAS (aten/src/ATen/cuda/CublasHandlePool.cpp; verified by groundtruth/torch-versions.jsonl).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BlasWorkspaces {
-    /// To torch 2.11: each thread keeps one for cuBLAS and one for cuBLASLt, from the first product on.
+    /// To torch 2.8: each thread keeps one for cuBLAS; cuBLASLt's is the product's own, while it runs (seen with 2.2.2 and 2.7.1;
+    /// `crates/tonnage/tests/dry_run.rs`, the sign-language table).
+    LtOfProduct,
+    /// 2.9 to 2.11: each thread keeps one for cuBLAS and one for cuBLASLt, from the first product on.
     #[default]
     Apart,
     /// 2.12 to 2.14: cuBLASLt uses the one that is kept for cuBLAS (unified_cublas_and_lt_workspaces).
@@ -47,7 +50,8 @@ impl BlasWorkspaces {
         match version {
             v if v >= (2, 15) => BlasWorkspaces::PerProduct,
             v if v >= (2, 12) => BlasWorkspaces::Shared,
-            _ => BlasWorkspaces::Apart,
+            v if v >= (2, 9) => BlasWorkspaces::Apart,
+            _ => BlasWorkspaces::LtOfProduct,
         }
     }
 }
@@ -55,7 +59,7 @@ impl BlasWorkspaces {
 /// Until the kernels module has a `blas` of its own: the cuBLAS workspace (CublasHandlePool.cpp, parseChosenWorkspaceSize).
 fn workspace_bytes(rule: BlasWorkspaces, device: &crate::kernels::KernelDevice) -> u64 {
     let large = match rule {
-        BlasWorkspaces::Apart => device.is_sm90(),
+        BlasWorkspaces::LtOfProduct | BlasWorkspaces::Apart => device.is_sm90(),
         _ => (9..=12).contains(&device.capability.0),
     };
     if large { 33_554_432 } else { 8_519_680 }
@@ -249,7 +253,7 @@ impl Cx {
             let bytes = LT_WORKSPACE_BYTES;
             let t = self.empty(OpId::WORKSPACE, Shape::new(&[bytes]), ScalarType::U8);
             self.tag(&t, Category::Workspace);
-            if rule != BlasWorkspaces::PerProduct {
+            if rule == BlasWorkspaces::Apart {
                 *kept.borrow_mut() = Some(t);
             }
         }

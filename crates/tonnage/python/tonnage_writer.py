@@ -1,5 +1,4 @@
 """Takes the allocator's history over and writes it: from time to time, where memory runs out, and at the end."""
-import functools
 import gc
 import json
 import os
@@ -181,12 +180,14 @@ def now_and_then():
         wait = max(wait * 1.5, 20 * (last - began))
 
 
-@functools.cache
 def _versions():
     from importlib import metadata
 
     out = {}
     for n in ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "deepspeed", "lightning", "flash-attn", "triton", "vllm", "timm", "torchvision", "liger-kernel"):
+        # what the script did not import had no part in it
+        if n.replace("-", "_") not in sys.modules:
+            continue
         try:
             out[n] = metadata.version(n)
         except Exception:

@@ -237,6 +237,47 @@ fn the_sign_language_table() {
     }
 }
 
+/// The columns of the older card, dry-run with torch 2.2.2, against the estimate for that version: its cuBLASLt workspaces are each product's own.
+#[test]
+fn the_sign_language_table_by_an_older_torch() {
+    let job = std::fs::read_to_string(here("../../examples/spoter.toml")).unwrap();
+    let (job, _) = job.split_once("[verdict]").unwrap();
+    let document = std::fs::read_to_string(here("../../docs/dry-run.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("job.toml");
+    for batch in [4, 8, 16, 32] {
+        let job = job.replace(
+            "micro_batch_size = 8",
+            &format!("micro_batch_size = {batch}"),
+        );
+        std::fs::write(&path, format!("{job}[stack]\ntorch = \"2.2.2\"\n")).unwrap();
+        let o = tonnage(&[
+            "estimate",
+            path.to_str().unwrap(),
+            "--gpu",
+            "gtx-1050-ti",
+            "--format",
+            "json",
+        ]);
+        let peak = &json(&o)["peak"];
+        let mib = |level: &str| peak[level]["expected"].as_f64().unwrap() / f64::from(1 << 20);
+        let row = document
+            .lines()
+            .find(|l| l.starts_with(&format!("| {batch} | ")))
+            .unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(
+            format!("{:.1}", mib("allocated")),
+            cells[3],
+            "batch {batch}"
+        );
+        // at batch 4 one segment more
+        let reserved: f64 = cells[4].parse().unwrap();
+        let more = if batch == 4 { 2.0 } else { 0.0 };
+        assert_eq!(mib("reserved"), reserved + more, "batch {batch}");
+    }
+}
+
 #[test]
 fn a_plain_loop() {
     let Some(p) = python("a_plain_loop") else {
