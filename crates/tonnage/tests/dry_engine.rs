@@ -32,6 +32,29 @@ fn other_programs_of_the_engines_are_refused_with_what_to_use() {
 }
 
 #[test]
+fn a_server_that_is_not_there_is_said_so() {
+    let o = tonnage(&[
+        "dry-run",
+        "--gpu",
+        "rtx-4090",
+        "--",
+        "/nowhere/llama-server",
+        "-m",
+        "qwen2.5-1.5b.Q4_K_M",
+    ]);
+    assert_eq!(o.status.code(), Some(2));
+    let said = err(&o);
+    assert!(
+        said.starts_with("error: /nowhere/llama-server: no such command"),
+        "{said}"
+    );
+    assert!(
+        said.contains("tonnage estimate --gpu ID -- llama-server"),
+        "{said}"
+    );
+}
+
+#[test]
 fn committed_starts_of_vllm_are_what_estimate_says() {
     let all = records("dry-run-vllm.jsonl");
     assert!(!all.is_empty());

@@ -259,7 +259,14 @@ fn build(plan: &run::Plan, at: &Path) -> Result<Option<String>, Diagnostic> {
         let o = c
             .stdin(Stdio::null())
             .output()
-            .map_err(|e| Diagnostic::error("no-command", format!("{name}: {e}")))?;
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    Diagnostic::error("no-command", format!("{name}: no such command")).help(
+                        "give the path of a build with the CUDA backend; without one, `tonnage estimate --gpu ID -- llama-server ...` computes its buffers",
+                    )
+                }
+                _ => Diagnostic::error("no-command", format!("{name}: {e}")),
+            })?;
         let text = [o.stdout, o.stderr].concat();
         answers.push(String::from_utf8_lossy(&text).into_owned());
     }
