@@ -4,30 +4,20 @@ mod dry;
 
 use dry::{err, json, python, replays, script, tonnage};
 use serde_json::Value;
+use std::path::Path;
 
-/// The answer about `steps.py WHAT`, and its trace.
-fn recorded(python: &str, what: &str, every: bool, folder: &std::path::Path) -> (Value, Value) {
-    let trace = folder.join(format!("{what}-{every}.jsonl.gz"));
-    let path = script("steps.py");
-    let mut args = vec![
-        "dry-run",
-        "--gpu",
-        "a100-sxm4-80gb",
-        "--no-mark",
-        "--format",
-        "json",
-    ];
-    args.extend(["--save", trace.to_str().unwrap()]);
+/// The answer about `steps.py WHAT`, whose trace is kept.
+fn recorded(python: &str, what: &str, every: bool, trace: &Path) -> Value {
+    let (path, trace) = (script("steps.py"), trace.to_str().unwrap());
+    let mut args = vec!["dry-run", "--gpu", "a100-sxm4-80gb", "--no-mark"];
+    args.extend(["--format", "json", "--save", trace]);
     if every {
         args.push("--every-step");
     }
     args.extend(["--", python, &path, what]);
     let o = tonnage(&args);
     assert!(!err(&o).contains("recorder"), "{}", err(&o));
-    let v = json(&o);
-    replays(&trace);
-    let t = tonnage(&["replay", trace.to_str().unwrap(), "--format", "json"]);
-    (v, json(&t))
+    json(&o)
 }
 
 fn notes(v: &Value, code: &str) -> Vec<String> {
@@ -73,8 +63,10 @@ fn what_repeats_changes_no_answer() {
         ("leak", vec![]),
         ("full", vec!["steps 6 to 25 "]),
     ] {
-        let (short, _) = recorded(&python, what, false, folder.path());
-        let (long, _) = recorded(&python, what, true, folder.path());
+        let trace = folder.path().join("t.jsonl.gz");
+        let long = recorded(&python, what, true, &trace);
+        let short = recorded(&python, what, false, &trace);
+        replays(&trace);
         for key in ["peak", "components", "modules", "verdicts"] {
             assert_eq!(short[key], long[key], "{what}: {key}");
         }
@@ -105,22 +97,8 @@ fn a_peak_beside_the_steps_is_counted() {
     };
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("t.jsonl.gz");
-    let path = script("steps.py");
-    let run = |every: &[&str]| {
-        let mut args = vec![
-            "dry-run",
-            "--gpu",
-            "a100-sxm4-80gb",
-            "--no-mark",
-            "--format",
-            "json",
-        ];
-        args.extend(["--save", trace.to_str().unwrap()]);
-        args.extend(every);
-        args.extend(["--", &python, &path, "aside"]);
-        json(&tonnage(&args))
-    };
-    let (short, long) = (run(&[]), run(&["--every-step"]));
+    let long = recorded(&python, "aside", true, &trace);
+    let short = recorded(&python, "aside", false, &trace);
     assert_eq!(short["peak"], long["peak"]);
     assert_eq!(short["verdicts"], long["verdicts"]);
     let missed = notes(&short, "unrecorded-peak");

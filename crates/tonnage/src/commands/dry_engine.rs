@@ -97,16 +97,25 @@ pub fn check(a: &DryRunArgs) -> Result<(), Diagnostic> {
     Ok(())
 }
 
+/// Says why an engine is not started.
+pub(super) fn refused(d: Diagnostic, out: &Output) -> Status {
+    let status = match d.code {
+        "unavailable" | "unsupported" => Status::Unavailable,
+        _ => Status::Usage,
+    };
+    out.complain(&[d]);
+    status
+}
+
+/// The texts of a list.
+pub(super) fn list(v: &Value) -> Vec<String> {
+    let all = v.as_array().into_iter().flatten();
+    all.filter_map(|x| x.as_str().map(Into::into)).collect()
+}
+
 /// Runs it.
 pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
-    let fail = |d: Diagnostic| {
-        let status = match d.code {
-            "unavailable" | "unsupported" => Status::Unavailable,
-            _ => Status::Usage,
-        };
-        out.complain(&[d]);
-        status
-    };
+    let fail = |d| refused(d, out);
     let ready = check(a)
         .and_then(|()| run::platform())
         .and_then(|()| crate::dry::null::library().map(|_| ()))
@@ -308,13 +317,6 @@ fn text(a: &Value) -> String {
         },
     };
     out.push_str(&format!("\n{verdict}\n"));
-    let list = |v: &Value| -> Vec<String> {
-        v.as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|x| x.as_str().map(Into::into))
-            .collect()
-    };
     let added = list(&a["flags_added"]);
     let replaced = list(&a["replaced"]);
     out.push_str("\nFor this run\n");

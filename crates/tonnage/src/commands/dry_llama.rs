@@ -162,14 +162,7 @@ fn predicted(
 
 /// Runs it.
 pub fn run(a: &DryRunArgs, device: &Device, out: &Output) -> Status {
-    let fail = |d: Diagnostic| {
-        let status = match d.code {
-            "unavailable" | "unsupported" => Status::Unavailable,
-            _ => Status::Usage,
-        };
-        out.complain(&[d]);
-        status
-    };
+    let fail = |d| dry_engine::refused(d, out);
     let ready = dry_engine::check(a)
         .and_then(|()| run::platform())
         .and_then(|()| crate::dry::null::library().map(|_| ()))
@@ -328,14 +321,7 @@ fn text(a: &Value) -> String {
         (_, Some(r)) => format!("llama-server does not start: {r}\n"),
         _ => "llama-server said nothing of its buffers\n".into(),
     };
-    let list = |v: &Value| -> Vec<String> {
-        v.as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|x| x.as_str().map(Into::into))
-            .collect()
-    };
-    let fit = list(&e["fit"]);
+    let fit = dry_engine::list(&e["fit"]);
     if !fit.is_empty() {
         out.push_str("\nIts own fit\n");
         for f in fit {
@@ -387,11 +373,11 @@ fn text(a: &Value) -> String {
         out.push_str("the estimate is for the context and layers that the engine's fit chose\n");
     }
     out.push_str("\nFor this run\n");
-    let added = list(&a["flags_added"]);
+    let added = dry_engine::list(&a["flags_added"]);
     if !added.is_empty() {
         out.push_str(&format!("  flags added: {}\n", added.join(" ")));
     }
-    for r in list(&a["replaced"]) {
+    for r in dry_engine::list(&a["replaced"]) {
         out.push_str(&format!("  {r}\n"));
     }
     out.push_str(
