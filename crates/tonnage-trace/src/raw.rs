@@ -157,23 +157,34 @@ fn event(line: &str) -> Option<(u8, [u64; 5])> {
     words.next().is_none().then_some((*kind, numbers))
 }
 
-/// A block of the allocator, as it is when the recording resumes: address, bytes, bytes asked for, 1 in use or 2 (its tensor is gone, another stream
-/// still uses it), stream.
+/// A block of the allocator, as it is when the recording resumes; written as a list of its fields.
 #[derive(Deserialize)]
-struct Block(u64, u64, u64, u8, u64);
+struct Block {
+    address: u64,
+    bytes: u64,
+    requested: u64,
+    /// 1: in use; 2: its tensor is gone, another stream still uses it.
+    state: u8,
+    stream: u64,
+}
+
+/// A segment, likewise.
+#[derive(Deserialize)]
+struct Segment {
+    address: u64,
+    bytes: u64,
+    /// Piece by piece (an expandable segment).
+    grown: bool,
+    /// Those that are not free.
+    blocks: Vec<Block>,
+}
 
 /// Bytes asked for, bytes of the block, whether its tensor is gone.
 type Kind = (u64, u64, bool);
 
 impl Block {
-    fn address(&self) -> u64 {
-        self.0
-    }
-    fn bytes(&self) -> u64 {
-        self.1
-    }
     fn kind(&self) -> Kind {
-        (self.2, self.1, self.3 == 2)
+        (self.requested, self.bytes, self.state == 2)
     }
 }
 
@@ -185,10 +196,6 @@ struct Request {
     stream: u64,
     stack: u32,
 }
-
-/// A segment: address, bytes, grown piece by piece, the blocks that are not free.
-#[derive(Deserialize)]
-struct Segment(u64, u64, bool, Vec<Block>);
 
 struct Reader {
     t: Trace,
@@ -380,9 +387,9 @@ impl Reader {
                 let step = v.get(2).and_then(Value::as_i64);
                 let step = step.and_then(|x| i32::try_from(x).ok()).unwrap_or(-1);
                 for s in &segments {
-                    self.amount(n, s.0, s.1)?;
-                    for b in &s.3 {
-                        self.amount(n, b.0, b.1.max(b.2))?;
+                    self.amount(n, s.address, s.bytes)?;
+                    for b in &s.blocks {
+                        self.amount(n, b.address, b.bytes.max(b.requested))?;
                     }
                 }
                 self.resume(number(1), step, &segments);
@@ -416,17 +423,17 @@ impl Reader {
         let before = self.tracker.reserved();
         self.tracker = Tracker::new(self.config.clone());
         for s in segments {
-            self.tracker.segment(s.0, s.1, s.2);
+            self.tracker.segment(s.address, s.bytes, s.grown);
         }
-        let blocks: Vec<&Block> = segments.iter().flat_map(|s| &s.3).collect();
+        let blocks: Vec<&Block> = segments.iter().flat_map(|s| &s.blocks).collect();
         let mut old = std::mem::take(&mut self.live);
         let mut came: Vec<&Block> = Vec::new();
         for b in blocks {
-            self.tracker.hold(b.address(), b.bytes());
-            match old.get(&b.address()) {
+            self.tracker.hold(b.address, b.bytes);
+            match old.get(&b.address) {
                 Some((id, gone)) if self.kind(*id, *gone) == b.kind() => {
-                    self.live.insert(b.address(), (*id, *gone));
-                    old.remove(&b.address());
+                    self.live.insert(b.address, (*id, *gone));
+                    old.remove(&b.address);
                 }
                 _ => came.push(b),
             }
@@ -442,8 +449,8 @@ impl Reader {
             let Some(id) = moved.get_mut(&b.kind()).and_then(Vec::pop) else {
                 return true;
             };
-            self.live.insert(b.address(), (id, b.kind().2));
-            let all = self.by_address.entry(b.address()).or_default();
+            self.live.insert(b.address, (id, b.kind().2));
+            let all = self.by_address.entry(b.address).or_default();
             all.push((count, id));
             false
         });
@@ -477,10 +484,10 @@ impl Reader {
         // blocks that only wait for another stream hold no tensor
         for b in came.into_iter().filter(|b| !b.kind().2) {
             let request = Request {
-                address: b.address(),
-                bytes: b.2,
-                block: b.bytes(),
-                stream: b.4,
+                address: b.address,
+                bytes: b.requested,
+                block: b.bytes,
+                stream: b.stream,
                 stack: 0,
             };
             self.begin(request, place.clone(), Site::default());
