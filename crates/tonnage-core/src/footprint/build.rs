@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use tonnage_catalog::Gpus;
 use tonnage_model::adapt::quant;
 use tonnage_model::{arch, describe};
+use tonnage_sim::alloc::AllocatorConfig;
 use tonnage_sim::asked::Asked;
 use tonnage_sim::kernels::KernelDevice;
 
@@ -98,12 +99,14 @@ fn from_description(job: &Job, e: &tonnage_model::ModelError) -> Diagnostic {
     d
 }
 
+fn allocator(job: &Job) -> Result<AllocatorConfig, Vec<Diagnostic>> {
+    job.allocator()
+        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])
+}
+
 /// Simulates a job on a card and runs the allocator.
 pub(super) fn run(job: &Job, device: &Device) -> Result<(Simulated, Analysis), Vec<Diagnostic>> {
-    let spec = job.spec(&device.gpu)?;
-    let config = job
-        .allocator()
-        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+    let (spec, config) = (job.spec(&device.gpu)?, allocator(job)?);
     let sim = simulate_until_repeat(&spec, &config).map_err(|e| failed(job, e))?;
     let a = analyse(&sim, &config);
     Ok((sim, a))
@@ -120,10 +123,7 @@ pub(super) struct Ran {
 impl Ran {
     /// Simulates a job on a card, and where the job names other cards notes what it asks of this one.
     pub(super) fn of(job: &Job, device: &Device) -> Result<Ran, Vec<Diagnostic>> {
-        let spec = job.spec(&device.gpu)?;
-        let config = job
-            .allocator()
-            .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+        let (spec, config) = (job.spec(&device.gpu)?, allocator(job)?);
         let run = if job.texts("verdict.gpus").is_empty() {
             simulate_until_repeat(&spec, &config).map(|sim| (sim, None))
         } else {
@@ -443,9 +443,7 @@ fn verdicts(
     widest: Option<Widest>,
 ) -> Result<Ran, Vec<Diagnostic>> {
     let stated = f.gpu_stated;
-    let config = job
-        .allocator()
-        .map_err(|e| vec![Diagnostic::error("bad-value", e.to_string())])?;
+    let config = allocator(job)?;
     let mut names = job.texts("verdict.gpus");
     if stated
         && !names
