@@ -74,9 +74,9 @@ def called(module, args, name, root):
 
 
 def step_ended(optimizer):
-    """An optimizer's step is over: `True` where the recording is put aside."""
+    """An optimizer's step is over."""
     if not R.allowed:
-        return False
+        return
     totals = _totals()
     change = _difference(totals, R.totals)
     step = (id(optimizer), tuple(R.calls), change)
@@ -87,7 +87,6 @@ def step_ended(optimizer):
         R.steps = [*R.steps[-LONGEST * TIMES:], step]
         if S.step >= LEAST:
             _rest()
-    return R.resting
 
 
 def _still(step):
