@@ -43,17 +43,14 @@ impl Row {
     }
 }
 
-/// The log's word for a buffer, as the estimate calls it.
-fn component(kind: &str) -> Option<Component> {
-    Some(match kind {
-        "model" => Component::Weights,
-        "KV" => Component::KvCache,
-        "RS" => Component::RecurrentState,
-        "compute" => Component::Compute,
-        "output" => Component::Output,
-        _ => return None,
-    })
-}
+/// The log's words for buffers, as the estimate calls them.
+const KINDS: [(&str, Component); 5] = [
+    ("model", Component::Weights),
+    ("KV", Component::KvCache),
+    ("RS", Component::RecurrentState),
+    ("compute", Component::Compute),
+    ("output", Component::Output),
+];
 
 fn name(c: Component) -> String {
     serde_json::to_value(c)
@@ -82,7 +79,8 @@ fn rows(said: &Said, estimate: Option<&Serving>) -> Vec<Row> {
         out.push(r);
     };
     for b in &said.buffers {
-        let what = component(&b.kind).map_or_else(|| b.kind.clone(), name);
+        let known = KINDS.iter().find(|k| k.0 == b.kind);
+        let what = known.map_or_else(|| b.kind.clone(), |k| name(k.1));
         let printed: f64 = b.mib.parse().unwrap_or(0.0);
         if printed == 0.0 {
             continue;
@@ -97,18 +95,8 @@ fn rows(said: &Said, estimate: Option<&Serving>) -> Vec<Row> {
             r.lines += 1;
         });
     }
-    let compared = |c: Component| {
-        matches!(
-            c,
-            Component::Weights
-                | Component::KvCache
-                | Component::RecurrentState
-                | Component::Compute
-                | Component::Output
-        )
-    };
     for l in estimate.map_or(&[][..], |e| &e.lines) {
-        if compared(l.component) {
+        if KINDS.iter().any(|k| k.1 == l.component) {
             row(&l.buffer, &name(l.component), &|r| {
                 r.estimate_bytes = Some(r.estimate_bytes.unwrap_or(0) + l.bytes);
             });

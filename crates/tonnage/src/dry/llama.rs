@@ -2,7 +2,7 @@
 
 use super::null::{self, Allocation};
 use super::run;
-use super::watch::{Listener, watch};
+use super::watch::{Listener, after, watch};
 use crate::headers;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -40,11 +40,6 @@ pub struct Said {
     /// The engine's words where it does not start.
     pub refusal: Option<String>,
     pub complete: bool,
-}
-
-/// The words after `key`.
-fn after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    line.split_once(key).map(|x| x.1.trim())
 }
 
 /// The whole number of a `name = value` line of the context.
@@ -372,16 +367,11 @@ pub fn run(plan: &run::Plan, model: &str) -> Result<Done, Diagnostic> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(log: &str) -> Said {
-        let mut s = Said::default();
-        log.lines().for_each(|l| s.line(l));
-        s
-    }
+    use crate::dry::watch::read;
 
     #[test]
     fn a_start_is_read_from_the_log() {
-        let mut s = read(
+        let mut s: Said = read(
             "0.00.1 I common_params_fit_impl: projected to use 1228 MiB of device memory vs. 11818 MiB of free device memory\n\
              0.00.1 I load_tensors:        CUDA0 model buffer size =     1.00 MiB\n\
              0.00.1 I common_fit_params: fitting params to free memory took 0.03 seconds\n\
@@ -451,7 +441,7 @@ mod tests {
 
     #[test]
     fn the_first_refusal_is_kept() {
-        let s = read(
+        let s: Said = read(
             "0.00.2 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 16384.00 MiB on device 0: cudaMalloc failed: out of memory\n\
              0.00.2 E alloc_tensor_range: failed to allocate CUDA0 buffer of size 17179869184\n\
              0.00.2 E llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",

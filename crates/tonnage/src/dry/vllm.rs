@@ -1,6 +1,6 @@
 //! vLLM's own server on the null device: it is started as it is, what it logs of its memory is read, and it is ended once it has started.
 
-use super::watch::{Listener, watch};
+use super::watch::{Listener, after, watch};
 use super::{null, run};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,11 +23,6 @@ pub struct Said {
     pub replaced: Vec<String>,
     /// The server had started.
     pub complete: bool,
-}
-
-/// The words after `key`.
-fn after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    line.split_once(key).map(|x| x.1.trim_start())
 }
 
 /// The number at the start of a text, thousands separated by commas.
@@ -184,16 +179,11 @@ pub fn run(plan: &run::Plan, model: &str) -> Result<Done, Diagnostic> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(log: &str) -> Said {
-        let mut s = Said::default();
-        log.lines().for_each(|l| s.line(l));
-        s
-    }
+    use crate::dry::watch::read;
 
     #[test]
     fn a_start_is_read_from_the_log() {
-        let s = read(
+        let s: Said = read(
             "(EngineCore pid=7) INFO 11-21 15:20:01 [core.py:120] Initializing a V1 LLM engine (v0.33.0) with config: model='x'\n\
              tonnage: FlashInfer's module sampling is not compiled: its kernels do nothing\n\
              tonnage: FlashInfer's module sampling is not compiled: its kernels do nothing\n\
@@ -219,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_first_refusal_is_kept_and_other_errors_are_none() {
-        let s = read(
+        let s: Said = read(
             "(EngineCore pid=7) ERROR ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB KV cache is needed\n\
              RuntimeError: Engine core initialization failed. See root cause above.",
         );
@@ -228,8 +218,8 @@ mod tests {
                 .unwrap()
                 .starts_with("To serve at least one request")
         );
-        assert_eq!(read("ValueError: unrecognised model").refusal, None);
-        assert!(!read("ERROR: Application startup failed").complete);
+        assert_eq!(read::<Said>("ValueError: unrecognised model").refusal, None);
+        assert!(!read::<Said>("ERROR: Application startup failed").complete);
     }
 
     #[test]

@@ -19,6 +19,19 @@ pub trait Listener: Default {
     fn complete(&self) -> bool;
 }
 
+/// The words of a line after `key`.
+pub fn after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_once(key).map(|x| x.1.trim())
+}
+
+/// What a whole log says.
+#[cfg(test)]
+pub fn read<L: Listener>(log: &str) -> L {
+    let mut said = L::default();
+    log.lines().for_each(|l| said.line(l));
+    said
+}
+
 /// Every line of a stream, as text.
 fn lines(from: impl std::io::Read + Send + 'static, to: mpsc::Sender<String>) {
     std::thread::spawn(move || {
